@@ -1,0 +1,1 @@
+"""The web page; it never runs a model in its own process."""

@@ -1,0 +1,131 @@
+// The little the page does in the browser: error lines beside their fields, and the search over all options.
+(function () {
+  "use strict";
+  const state = { problems: [], observer: null };
+
+  function fieldOf(option) {
+    return document.getElementById("opt-" + option);
+  }
+
+  function place(problem) {
+    const field = fieldOf(problem.option);
+    if (!field) return false;
+    const id = "err-" + problem.option;
+    let line = document.getElementById(id);
+    if (!line) {
+      line = document.createElement("div");
+      line.id = id;
+      line.setAttribute("role", "alert");
+      field.appendChild(line);
+    }
+    if (line.textContent !== problem.text || line.parentElement !== field) {
+      line.textContent = problem.text;
+      field.appendChild(line);
+    }
+    line.className = "field-" + problem.severity;
+    field.classList.toggle("has-error", problem.severity === "error");
+    const input = field.querySelector("input, textarea");
+    if (input) {
+      input.setAttribute("aria-describedby", id);
+      input.setAttribute("aria-invalid", problem.severity === "error");
+    }
+    return true;
+  }
+
+  function clear(option) {
+    const line = document.getElementById("err-" + option);
+    if (line) line.remove();
+    const field = fieldOf(option);
+    if (!field) return;
+    field.classList.remove("has-error");
+    const input = field.querySelector("[aria-invalid]");
+    if (input) input.removeAttribute("aria-invalid");
+  }
+
+  // fields that are drawn later (all options, another tab) get their line when they appear
+  function watch() {
+    if (state.observer) return;
+    let waiting = false;
+    state.observer = new MutationObserver(function () {
+      if (waiting || !state.problems.length) return;
+      waiting = true;
+      requestAnimationFrame(function () {
+        waiting = false;
+        state.problems.forEach(function (p) {
+          const line = document.getElementById("err-" + p.option);
+          if (!line && fieldOf(p.option)) place(p);
+        });
+      });
+    });
+    state.observer.observe(document.body, { childList: true, subtree: true });
+  }
+
+  function reveal(option) {
+    const field = fieldOf(option);
+    if (!field) return;
+    field.scrollIntoView({ block: "center", behavior: "auto" });
+    const input = field.querySelector("input, textarea, button");
+    if (input) input.focus({ preventScroll: true });
+  }
+
+  function showProblems(text) {
+    state.problems.forEach(function (p) { clear(p.option); });
+    state.problems = text ? JSON.parse(text) : [];
+    watch();
+    state.problems.forEach(place);
+    const first = state.problems.find(function (p) { return p.severity === "error"; });
+    if (first) setTimeout(function () { reveal(first.option); }, 150);
+  }
+
+  function search(text) {
+    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    let found = 0;
+    document.querySelectorAll("#all-options .option-group").forEach(function (group) {
+      let inGroup = 0;
+      group.querySelectorAll(".field").forEach(function (field) {
+        const hay = (field.id + " " + field.textContent).toLowerCase();
+        const hit = words.every(function (word) { return hay.includes(word); });
+        field.classList.toggle("not-found", !hit);
+        inGroup += hit ? 1 : 0;
+      });
+      group.classList.toggle("not-found", inGroup === 0);
+      found += inGroup;
+    });
+    const above = words.length ? Array.from(document.querySelectorAll("#basic .field")).filter(function (field) {
+      const hay = (field.id + " " + field.textContent).toLowerCase();
+      return words.every(function (word) { return hay.includes(word); });
+    }) : [];
+    const note = document.getElementById("search-note");
+    if (!note) return;
+    note.textContent = "";
+    if (words.length) note.append(found + (found === 1 ? " option" : " options") + " here");
+    if (above.length) {
+      note.append("; further up: ");
+      above.forEach(function (field) {
+        const link = document.createElement("a");
+        link.href = "#" + field.id;
+        link.textContent = field.id.replace("opt-", "") + " ";
+        note.append(link);
+      });
+    }
+  }
+
+  document.addEventListener("input", function (event) {
+    const field = event.target.closest && event.target.closest(".field");
+    if (field && field.id.startsWith("opt-")) {
+      const option = field.id.slice(4);
+      state.problems = state.problems.filter(function (p) { return p.option !== option; });
+      clear(option);
+    }
+    if (event.target.closest && event.target.closest("#search-options")) search(event.target.value);
+  });
+
+  document.addEventListener("click", function (event) {
+    const link = event.target.closest && event.target.closest("a[href^='#opt-']");
+    if (!link) return;
+    event.preventDefault();
+    reveal(link.getAttribute("href").slice(5));
+  });
+
+  window.studio = { showProblems: showProblems, reveal: reveal };
+})();

@@ -1,0 +1,1 @@
+"""Adapter algorithms: one file each."""

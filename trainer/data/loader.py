@@ -1,0 +1,183 @@
+"""Load the micro-batches of a plan, in order; which processes decode the pictures never changes what comes out.
+
+Shapes: B pictures, C channels, H height, W width. The main process draws crop, mirroring and caption of every slot and
+hands the workers nothing but (file, geometry, mirrored); they hold no state and send 8-bit pixels back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trainer.data.buckets import Geometry, Size
+from trainer.data.dataset import LatentKey, TrainingSet, View
+from trainer.data.images import RGB, load_rgb, to_pixels
+from trainer.data.sampler import MicroBatch
+from trainer.errors import DataError
+
+_Work = tuple[tuple[Path, Geometry, bool], ...]
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A micro-batch ready for the model. weight: 1.0, or 0.0 for a stand-in (MicroBatch). pixels_BCHW: float32 in
+    [-1, 1], None when latents are cached. weights_B: loss weight of each picture."""
+
+    epoch: int
+    bucket: Size
+    weight: float
+    views: tuple[View, ...]
+    pixels_BCHW: Tensor | None
+    weights_B: Tensor
+
+    @property
+    def slots(self) -> list[int]:
+        return [view.slot for view in self.views]
+
+    @property
+    def captions(self) -> list[str]:
+        return [view.caption for view in self.views]
+
+    @property
+    def samples(self) -> list[int]:
+        return [view.index for view in self.views]
+
+    @property
+    def keys(self) -> list[LatentKey]:
+        """What LatentCache.moments asks for."""
+        return [view.key for view in self.views]
+
+
+class Loader:
+    """Loads micro-batches with num_workers processes, 0 for none.
+
+    load_pixels: False when latents are cached; then nothing is decoded and no worker is started. persistent: keep the
+    workers from one call of `batches` to the next; `close` ends them.
+    """
+
+    def __init__(
+        self,
+        training_set: TrainingSet,
+        *,
+        seed: int,
+        load_pixels: bool = True,
+        num_workers: int = 0,
+        persistent: bool = False,
+    ) -> None:
+        self._training_set = training_set
+        self._seed = seed
+        self._decode = _decoder(num_workers, persistent=persistent) if load_pixels else _no_pixels
+
+    def batches(self, micro_batches: Iterable[MicroBatch]) -> Iterator[LoadedBatch]:
+        """The loaded micro-batches in the order given; raises DataError for a picture that cannot be read any more."""
+        waiting: deque[tuple[MicroBatch, tuple[View, ...]]] = deque()
+
+        def work() -> Iterator[_Work]:
+            for micro in micro_batches:
+                views = tuple(self._training_set.view(s, seed=self._seed, epoch=micro.epoch) for s in micro.slots)
+                waiting.append((micro, views))
+                yield tuple((view.sample.picture.path, view.geometry, view.flipped) for view in views)
+
+        for pixels_BCHW in self._decode(work()):
+            micro, views = waiting.popleft()
+            weights_B = torch.tensor([view.sample.loss_weight for view in views])
+            yield LoadedBatch(micro.epoch, micro.bucket, micro.weight, views, pixels_BCHW, weights_B)
+
+    def close(self) -> None:
+        """End the worker processes; the loader can still be used and starts new ones."""
+        if isinstance(self._decode, _WorkerDecoder):
+            self._decode.close()
+
+
+def _decoder(num_workers: int, *, persistent: bool) -> Callable[[Iterator[_Work]], Iterator[Tensor | None]]:
+    return _WorkerDecoder(num_workers, persistent=persistent) if num_workers else _decode_here
+
+
+def _no_pixels(work: Iterator[_Work]) -> Iterator[None]:
+    for _ in work:
+        yield None
+
+
+def _decode_here(work: Iterator[_Work]) -> Iterator[Tensor]:
+    for item in work:
+        yield to_pixels(_decode(item))
+
+
+def _decode(work: _Work) -> RGB:
+    return np.stack([load_rgb(path, geometry, flipped=flipped) for path, geometry, flipped in work])
+
+
+class _WorkerDecoder:
+    """Decodes in torch DataLoader workers started by "spawn", which is safe beside threads and the same everywhere."""
+
+    def __init__(self, num_workers: int, *, persistent: bool) -> None:
+        self._num_workers = num_workers
+        self._persistent = persistent
+        self._work = _WorkQueue()
+        self._loader: DataLoader[Any] | None = None
+
+    def __call__(self, work: Iterator[_Work]) -> Iterator[Tensor]:
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Decoding(),
+                batch_size=None,
+                sampler=self._work,
+                num_workers=self._num_workers,
+                persistent_workers=self._persistent,
+                multiprocessing_context="spawn",
+                generator=torch.Generator(),  # else starting workers would draw from the global one
+            )
+        self._work.items = work
+        items = iter(self._loader)
+        while True:
+            try:
+                result = next(items)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                self._loader = None
+                raise _worker_died(error) from None
+            if isinstance(result, str):
+                raise DataError(result)
+            # fresh memory: where the pixels lie must not depend on who decoded them
+            yield to_pixels(np.array(result))
+
+    def close(self) -> None:
+        self._loader = None
+
+
+def _worker_died(error: RuntimeError) -> DataError:
+    first = next(iter(str(error).splitlines()), "")
+    return DataError(
+        f"a process that loads pictures ended unexpectedly ({first})",
+        option="max_data_loader_n_workers",
+        remedy="Most often memory ran out; lower max_data_loader_n_workers (0 loads in the trainer itself)",
+    )
+
+
+class _WorkQueue:
+    """The sampler of the DataLoader: hands out whatever work it was given last."""
+
+    def __init__(self) -> None:
+        self.items: Iterator[_Work] = iter(())
+
+    def __iter__(self) -> Iterator[_Work]:
+        return self.items
+
+
+class _Decoding(Dataset[Any]):
+    """Lives in the workers. An unreadable picture comes back as text, since exceptions lose their form on the way."""
+
+    def __getitem__(self, work: Any) -> RGB | str:
+        try:
+            return _decode(work)
+        except DataError as error:
+            return str(error)

@@ -1,0 +1,182 @@
+"""What a model family is: loading, encoding, predicting, sampling; the loop knows families only through this contract.
+
+Shape letters: B batch, C channels, H height, W width, L tokens, D width of a token's state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from trainer import plugins
+from trainer.errors import ConfigError, ModelError, Problem
+from trainer.families._samplers import SAMPLER_NAMES
+from trainer.formats.kohya import AdapterTarget
+from trainer.formats.model_facts import ModelFacts, inspect_model
+from trainer.schema import Options, opt
+
+__all__ = [
+    "SAMPLER_NAMES",
+    "AdapterTarget",
+    "Conditioning",
+    "Family",
+    "ModelOptions",
+    "SampleRequest",
+    "contradictions",
+    "find_family",
+    "load_family",
+]
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+
+class ModelOptions(Options):
+    """The base model and how it is read."""
+
+    title: ClassVar[str] = "Model"
+
+    pretrained_model_name_or_path: str = opt(..., level="basic", widget="model", label="Base model", min_length=1)
+    """The model to start from: a single .safetensors file or a folder in the diffusers layout."""
+
+    model_config_folder: Path | None = opt(None, widget="folder", aliases=("model_config",), label="Model config")
+    """Folder in the diffusers layout whose config files describe a single-file model of unusual sizes; needed only
+    when the file does not describe itself and is no standard model."""
+
+    clip_skip: int | None = opt(None, ge=1, le=24, label="Clip skip")
+    """Use the text encoder's n-th layer from the end instead of the last (1 is the last layer)."""
+
+    v2: bool = opt(False, label="Stable Diffusion 2")
+    """Say that the base model is Stable Diffusion 2. The file itself decides; a contradiction is an error."""
+
+    v_parameterization: bool = opt(False, label="V-prediction")
+    """Say that the base model predicts velocity instead of noise. A model that states otherwise is an error."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the text encoders made of a batch of captions."""
+
+    states_BLD: Tensor
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One picture to draw; seed None draws a fresh one."""
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 512
+    height: int = 512
+    seed: int | None = None
+    steps: int = 30
+    scale: float = 7.5
+    sampler: str = "ddim"
+
+
+class Family(ABC):
+    """One kind of model, loaded: frozen components plus how to use them. Subclasses live one per file."""
+
+    kind: ClassVar[str]
+    """As `inspect_model` names it: "sd1"."""
+    base_model_version: ClassVar[str]
+    """kohya's `ss_base_model_version`: "sd_v1"."""
+    architecture: ClassVar[str]
+    """modelspec's name: "stable-diffusion-v1"."""
+    default_resolution: ClassVar[int]
+    """Width and height of a sample picture when the prompt names none."""
+    latent_factor: ClassVar[int]
+    """Pixels of a picture's side for one latent."""
+
+    facts: ModelFacts
+    denoiser: nn.Module
+    text_encoders: tuple[nn.Module, ...]
+    vae: nn.Module
+    prediction_type: str
+    alphas_cumprod: Tensor
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls, facts: ModelFacts, options: ModelOptions, *, dtype: torch.dtype, device: torch.device | str
+    ) -> Family:
+        """Load every component in `dtype` (the VAE too), frozen and in eval mode, in memory of its own."""
+
+    @abstractmethod
+    def encode_prompts(self, text_encoders: Sequence[nn.Module], captions: Sequence[str]) -> Conditioning:
+        """Captions through the encoders handed in (prepared or wrapped ones work); gradients flow."""
+
+    @abstractmethod
+    def encode_latents(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean_BCHW, std_BCHW) of the latents' distribution, both multiplied by the scaling factor, in float32."""
+
+    @abstractmethod
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Scaled latents as pixels in [-1, 1]."""
+
+    @abstractmethod
+    def predict(
+        self, denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """The model's answer (noise or velocity, see `prediction_type`), through the denoiser handed in."""
+
+    @abstractmethod
+    def sample(self, denoiser: nn.Module, text_encoders: Sequence[nn.Module], request: SampleRequest) -> Image:
+        """Draw a picture; leaves train/eval modes and the global random state as they were."""
+
+    @abstractmethod
+    def adapter_targets(self) -> tuple[AdapterTarget, ...]:
+        """The layers adapters wrap, the denoiser's first."""
+
+    @abstractmethod
+    def enable_gradient_checkpointing(self, *, text_encoders: bool) -> None:
+        """Trade time for memory in the denoiser, and in the text encoders when they train."""
+
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that can train, by name: "denoiser", "text_encoder", "text_encoder_2", ..."""
+        names = ["text_encoder", *(f"text_encoder_{i}" for i in range(2, len(self.text_encoders) + 1))]
+        return {"denoiser": self.denoiser, **dict(zip(names, self.text_encoders, strict=False))}
+
+
+def contradictions(options: ModelOptions, facts: ModelFacts) -> list[Problem]:
+    """Flags of the user's that the model itself disproves."""
+    found = []
+    path = options.pretrained_model_name_or_path
+    if options.v2 and facts.kind != "sd2":
+        found.append(Problem("v2", f"{path} is {facts.detail}, not Stable Diffusion 2", "true", remedy="Turn v2 off"))
+    if options.v_parameterization and facts.prediction == "epsilon":
+        found.append(
+            Problem(
+                "v_parameterization",
+                f"{path} says that it predicts noise (epsilon)",
+                "true",
+                remedy="Turn v_parameterization off",
+            )
+        )
+    return found
+
+
+def find_family(options: ModelOptions) -> tuple[type[Family], ModelFacts]:
+    """The family that knows the model, from headers alone (no torch): everything that can be refused early is."""
+    facts = inspect_model(Path(options.pretrained_model_name_or_path))
+    families = plugins.discover("trainer.families", Family)  # type: ignore[type-abstract]
+    if facts.kind not in families:
+        raise ModelError(
+            f"{options.pretrained_model_name_or_path} is {facts.detail}, which this version cannot train yet",
+            option="pretrained_model_name_or_path",
+            remedy="Give a Stable Diffusion 1.x model",
+        )
+    if problems := contradictions(options, facts):
+        raise ConfigError(problems)
+    return families[facts.kind], facts
+
+
+def load_family(options: ModelOptions, *, dtype: torch.dtype, device: torch.device | str) -> Family:
+    """Look at the model, find the family that knows its kind, and load it."""
+    family, facts = find_family(options)
+    return family.load(facts, options, dtype=dtype, device=device)

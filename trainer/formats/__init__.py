@@ -1,0 +1,1 @@
+"""File formats: kohya names, metadata, single-file checkpoints."""

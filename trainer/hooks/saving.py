@@ -1,0 +1,216 @@
+"""Models and resume points on disk: when they are written, under which names, and which older ones go.
+
+Names are those of sd-scripts: NAME-000004.safetensors after an epoch, NAME-step00000400.safetensors after a step, NAME at
+the end, and the same with -state for the folders a run goes on from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from trainer.errors import Problem, RunError
+from trainer.events import Checkpoint, Events
+from trainer.hooks.base import Hook, Moment, due
+from trainer.run_folder import RunFolder, SavedFile, check_name
+from trainer.schema import Options, opt
+
+
+class SavingOptions(Options):
+    """What is saved, when and where."""
+
+    title: ClassVar[str] = "Saving"
+
+    output_dir: Path = opt(Path("outputs"), widget="folder")
+    """Folder for models and resume points; made if it is missing."""
+    output_name: str = opt("last", level="basic", label="Output name")
+    """Name of the saved model, without folder and extension."""
+    overwrite: bool = opt(False)
+    """Let this run replace files of the same names. Otherwise a run whose files would land on others does not start."""
+    save_every_n_epochs: int | None = opt(None, ge=1, level="basic", unit="epochs", label="Save every n epochs")
+    """Save the model every n epochs, besides at the end."""
+    save_every_n_steps: int | None = opt(None, ge=1, unit="steps")
+    """Save the model every n steps, besides at the end."""
+    save_last_n_epochs: int | None = opt(None, ge=1, unit="epochs")
+    """Keep only epoch saves of the last n epochs; older ones are deleted once a new one is safely written."""
+    save_last_n_steps: int | None = opt(None, ge=1, unit="steps")
+    """Keep only step saves of the last n steps; older ones are deleted once a new one is safely written."""
+    save_precision: Literal["float", "fp16", "bf16"] | None = opt(None)
+    """Number format of the saved model: fp16 halves its size. Unset: as trained (float32)."""
+    save_state: bool = opt(False)
+    """With every model saved, also write a -state folder from which training goes on exactly where it was."""
+    save_state_on_train_end: bool = opt(False)
+    """Write a -state folder at the end of training."""
+
+    def problems(self) -> Iterator[Problem]:
+        """A name that is no file name."""
+        if said := check_name(self.output_name):
+            yield Problem("output_name", said, repr(self.output_name))
+
+    def final(self, extension: str = ".safetensors") -> Path:
+        """The finished model's path."""
+        return self.output_dir.absolute() / f"{self.output_name}{extension}"
+
+    def at_epoch(self, epoch: int, extension: str = ".safetensors") -> Path:
+        """The path of an epoch's save."""
+        return self.output_dir.absolute() / f"{self.output_name}-{epoch:06d}{extension}"
+
+    def at_step(self, step: int, extension: str = ".safetensors") -> Path:
+        """The path of a step's save."""
+        return self.output_dir.absolute() / f"{self.output_name}-step{step:08d}{extension}"
+
+    def state_of(self, model: Path) -> Path:
+        """The resume point that goes with a saved model."""
+        return model.with_name(f"{model.name.removesuffix('.safetensors')}-state")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which saves a run will make, known before it starts."""
+
+    models: tuple[Path, ...]
+    states: tuple[Path, ...]
+
+    @property
+    def clashes(self) -> list[Path]:
+        """Planned paths where something already is."""
+        return [path for path in (*self.models, *self.states) if path.exists()]
+
+
+def plan_saves(options: SavingOptions, epoch_ends: Mapping[int, int], *, first_step: int, total_steps: int) -> Plan:
+    """All saves of a run. epoch_ends: epoch (from 1) -> the step it ends with."""
+    models: list[Path] = []
+    if n := options.save_every_n_steps:
+        models += [options.at_step(s) for s in range(n, total_steps, n) if s > first_step]
+    if n := options.save_every_n_epochs:
+        models += [options.at_epoch(e) for e, s in epoch_ends.items() if e % n == 0 and first_step < s < total_steps]
+    states = [options.state_of(m) for m in models] if options.save_state else []
+    final = options.final()
+    if options.save_state or options.save_state_on_train_end:
+        states.append(options.state_of(final))
+    return Plan((*models, final), tuple(states))
+
+
+def clash_problem(options: SavingOptions, plan: Plan) -> Problem | None:
+    """Another run's file is never overwritten."""
+    if options.overwrite or not plan.clashes:
+        return None
+    first, more = plan.clashes[0], len(plan.clashes) - 1
+    said = f"{first} exists already" + (f", and {more} more" if more else "")
+    return Problem("output_name", said, remedy="Choose another output_name, or set overwrite to replace the files")
+
+
+class Saving(Hook):
+    """Writes models and resume points, lists them in the run folder, and deletes the older ones asked to go."""
+
+    def __init__(
+        self,
+        options: SavingOptions,
+        events: Events,
+        folder: RunFolder,
+        *,
+        export: Callable[[Path, Moment], Path],
+        save_state: Callable[[Path, Moment], Path],
+        is_main: bool,
+    ) -> None:
+        self._options = options
+        self._events = events
+        self._folder = folder
+        self._export = export
+        self._save_state = save_state
+        self._is_main = is_main
+        self._epoch_saves: list[tuple[int, Path]] = []
+        self._step_saves: list[tuple[int, Path]] = []
+        self.final_path = options.final()
+        self.state_path: Path | None = None
+
+    def after_step(self, moment: Moment) -> None:
+        """The saves that are due; the last step's is `end`."""
+        if moment.last:
+            return
+        options = self._options
+        if due(moment, every_n_steps=options.save_every_n_steps, every_n_epochs=None) or "save" in moment.wanted:
+            self._save(options.at_step(moment.step), moment, state=options.save_state)
+            self._step_saves.append((moment.step, options.at_step(moment.step)))
+            self._prune(self._step_saves, moment.step, options.save_last_n_steps)
+        if due(moment, every_n_steps=None, every_n_epochs=options.save_every_n_epochs):
+            self._save(options.at_epoch(moment.epoch), moment, state=options.save_state)
+            self._epoch_saves.append((moment.epoch, options.at_epoch(moment.epoch)))
+            self._prune(self._epoch_saves, moment.epoch, options.save_last_n_epochs)
+
+    def end(self, moment: Moment, *, stopped: bool) -> None:
+        """The finished model, or the resume point of a run that was asked to stop."""
+        options = self._options
+        if stopped:
+            self.state_path = options.state_of(options.at_step(moment.step))
+            self._write_state(self.state_path, moment)
+        else:
+            self._save(options.final(), moment, state=options.save_state or options.save_state_on_train_end)
+
+    def _save(self, path: Path, moment: Moment, *, state: bool) -> None:
+        self._events.phase("saving")
+        if self._is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _disk_errors(path):
+                self._export(path, moment)
+            self._list(path, "model", moment.step)
+        if state:
+            self._write_state(options_state := self._options.state_of(path), moment)
+            assert options_state.name.endswith("-state")
+        if not moment.last:
+            self._events.phase("training")
+
+    def _write_state(self, path: Path, moment: Moment) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _disk_errors(path):
+            self._save_state(path, moment)
+        if self._is_main:
+            self._list(path, "state", moment.step)
+
+    def _list(self, path: Path, what: str, step: int) -> None:
+        size = path_size(path)
+        digest = sha256_file(path) if path.is_file() else ""
+        self._folder.add_file(SavedFile(str(path), what, step, size, digest))
+        self._events.emit(Checkpoint(step, what, str(path), size, digest))
+
+    def _prune(self, saves: list[tuple[int, Path]], now: int, keep: int | None) -> None:
+        """Delete saves older than `keep` before now; called only after the newest one is written and verified."""
+        if keep is None or not self._is_main:
+            return
+        for when, path in [entry for entry in saves if entry[0] <= now - keep]:
+            saves.remove((when, path))
+            state = self._options.state_of(path)
+            path.unlink(missing_ok=True)
+            shutil.rmtree(state, ignore_errors=True)
+            self._folder.remove_file(str(path))
+            self._folder.remove_file(str(state))
+
+
+class _disk_errors:
+    """Turns a full or vanished disk into a sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            remedy = "Make room or choose another output_dir; what was saved before is untouched"
+            raise RunError(f"{self._path} could not be written: {error}", option="output_dir", remedy=remedy) from error
+
+
+def path_size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def sha256_file(path: Path) -> str:
+    """The hash of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

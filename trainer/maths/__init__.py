@@ -1,0 +1,1 @@
+"""Noise, timesteps, objectives and losses: pure tensor functions with their Options."""

@@ -1,0 +1,96 @@
+"""Train an adapter (LoRA, ...) on the denoiser and the text encoders; the base model stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.adapters.base import AdapterOptions, build_adapter
+from trainer.errors import ConfigError, Problem
+from trainer.formats.kohya import save_lora
+from trainer.methods.base import Method
+from trainer.optim.optimizers import OptimizerOptions, ParamGroup
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trainer.families.base import Family
+
+DENOISER = "denoiser"
+
+
+def trained_components(adapter: AdapterOptions, rates: OptimizerOptions, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Which of a family's components train: not switched off, and with a rate above 0."""
+    wanted = [
+        name
+        for name in names
+        if not (adapter.network_train_unet_only if name != DENOISER else adapter.network_train_text_encoder_only)
+    ]
+    return tuple(name for name in wanted if rates.rate(name) > 0)
+
+
+class AdapterMethod(Method):
+    """Adapter modules train, everything else is frozen."""
+
+    kind = "adapter"
+
+    def __init__(self, family: Family, options: AdapterOptions, rates: OptimizerOptions, *, seed: int) -> None:
+        self._modules = family.components()
+        self._components = trained_components(options, rates, tuple(self._modules))
+        if not self._components:
+            raise ConfigError(
+                [Problem("learning_rate", "nothing would train: every rate is 0 or its component is switched off")]
+            )
+        self._rates = rates
+        self._adapter = build_adapter(options, seed=seed)
+        for module in self._modules.values():
+            module.requires_grad_(False)
+        for target in family.adapter_targets():
+            if target.component in self._components:
+                self._adapter.inject(target)
+        if options.network_weights is not None:
+            self._adapter.start_from(options.network_weights)
+        self.train()
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self._modules[DENOISER]
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        return tuple(module for name, module in self._modules.items() if name != DENOISER)
+
+    def trainable_components(self) -> tuple[str, ...]:
+        return self._components
+
+    def groups(self) -> list[ParamGroup]:
+        return [
+            ParamGroup(
+                name="unet" if name == DENOISER else name.replace("text_encoder", "textencoder"),
+                component=name,
+                parameters=tuple(self._adapter.parameters(name)),
+                learning_rate=self._rates.rate(name),
+            )
+            for name in self._components
+        ]
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {name: self._modules[name] for name in self._components}
+
+    def use_prepared(self, modules: Mapping[str, nn.Module]) -> None:
+        assert set(modules) == set(self._components), f"prepared {sorted(modules)}, gave {self._components}"
+        self._modules |= modules
+
+    def train(self) -> None:
+        for name, module in self._modules.items():
+            module.train(name in self._components)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self._adapter.state_dict()
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        self._adapter.load_state_dict(tensors)
+
+    def export(self, path: Path, *, precision: str, metadata: Mapping[str, str]) -> Path:
+        return save_lora(self.state_dict(), path, precision=precision, metadata=metadata)

@@ -1,0 +1,61 @@
+"""What a method is: which parameters train at which rate, and how the result is saved and resumed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from trainer.optim.optimizers import ParamGroup
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Method(ABC):
+    """One way of training, built over a loaded family; the loop sees only this."""
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def denoiser(self) -> nn.Module:
+        """The denoiser to predict with: the prepared one once there is one."""
+
+    @property
+    @abstractmethod
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """The text encoders to encode with: prepared ones once there are some."""
+
+    @abstractmethod
+    def trainable_components(self) -> tuple[str, ...]:
+        """Names of the components that train: "denoiser", "text_encoder", ..."""
+
+    @abstractmethod
+    def groups(self) -> list[ParamGroup]:
+        """What the optimizer steps, one group per component that trains."""
+
+    @abstractmethod
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules to hand to `accelerator.prepare`, only of components that train."""
+
+    @abstractmethod
+    def use_prepared(self, modules: Mapping[str, nn.Module]) -> None:
+        """Take the modules back as accelerate returned them."""
+
+    @abstractmethod
+    def train(self) -> None:
+        """Put what trains into training mode and the rest into eval mode."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything trained, exactly as it is (float32), for resuming."""
+
+    @abstractmethod
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave; anything missing, extra or of another shape is an error."""
+
+    @abstractmethod
+    def export(self, path: Path, *, precision: str, metadata: Mapping[str, str]) -> Path:
+        """Write the file people use, atomically; precision is float, fp16 or bf16. Returns the path."""
