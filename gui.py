@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 def build(settings: server.ServerSettings) -> gr.Blocks:
     """The page; imported here because Gradio reads its environment variables at import."""
     from kohya_gui import app
-    from kohya_gui.settings import Settings
 
-    return app.build(Settings.of(settings.home))
+    return app.build(settings)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,13 @@ fits() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1
 }
 
-for name in "${PYTHON:-python3}" python3 python3.13 python3.12 python3.11 python; do
+if [ -n "$PYTHON" ]; then
+    fits "$PYTHON" && exec "$PYTHON" "$here/setup_studio.py" "$@"
+    echo "PYTHON=$PYTHON is not a Python 3.11, 3.12 or 3.13." >&2
+    exit 1
+fi
+
+for name in python3 python3.13 python3.12 python3.11 python; do
     if command -v "$name" >/dev/null 2>&1 && fits "$name"; then
         exec "$name" "$here/setup_studio.py" "$@"
     fi

@@ -357,9 +357,10 @@ def make_venv(machine: Machine, studio: Studio) -> None:
 
 
 def offers(text: str, tag: str) -> bool:
-    """Whether `pip index versions torch` lists our torch, as a build with the tag where one is asked for."""
+    """Whether the answer of `pip index versions torch` lists the build of our torch that has the tag."""
+    available = re.search(r"^Available versions:(.*)$", text, flags=re.MULTILINE)
     version = TORCH.partition("==")[2]
-    return re.search(rf"(?<![\d.]){re.escape(version)}{re.escape('+' + tag) if tag else ''}(?![\w.])", text) is not None
+    return available is not None and f"{version}+{tag}" in [word.strip() for word in available[1].split(",")]
 
 
 def find_build(machine: Machine, studio: Studio, builds: list[Build]) -> Build:
@@ -380,8 +381,9 @@ def find_build(machine: Machine, studio: Studio, builds: list[Build]) -> Build:
 
 
 def install_torch(machine: Machine, studio: Studio, build: Build) -> None:
-    index = ["--index-url", build.index] if build.index else []
-    step(machine, studio, studio.pip("install", TORCH, *index), what="Installing torch", remedy=NETWORK_REMEDY)
+    """The build with its tag in the version, so that another build that is there already gives way."""
+    arguments = [f"{TORCH}+{build.tag}", "--index-url", build.index] if build.tag else [TORCH]
+    step(machine, studio, studio.pip("install", *arguments), what="Installing torch", remedy=NETWORK_REMEDY)
 
 
 XFORMERS_TEST = (

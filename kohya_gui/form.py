@@ -113,10 +113,8 @@ def shown(spec: OptionSpec, value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A number as a person would write it: 1e-4 rather than 0.0001 stays exact either way."""
-    if isinstance(value, float):
-        return repr(value)
-    return str(value)
+    """A number as a person would write it: 16 rather than 16.0."""
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _typed(spec: OptionSpec, raw: Any) -> Iterator[Any]:
@@ -140,7 +138,7 @@ def _typed(spec: OptionSpec, raw: Any) -> Iterator[Any]:
 
 def _component(spec: OptionSpec, *, label: str, info: str, button: gr.Button | None) -> Component:
     common: dict[str, Any] = {
-        "label": f"{label} · {spec.name}",
+        "label": label if _slug(label) == spec.name.replace("_", "-") else f"{label} · {spec.name}",
         "info": info,
         "elem_id": f"opt-{spec.name}",
         "elem_classes": ["field", f"field-{spec.widget or spec.type.__name__.lower()}"],

@@ -195,9 +195,11 @@ class Rules:
     root_path: str = ""
 
     def knows_host(self, name: str) -> bool:
-        if name in LOOPBACK or name in self.hosts:
-            return True
-        return any(name.endswith(known) for known in self.hosts if known.startswith("."))
+        return name in LOOPBACK or self.names(name)
+
+    def names(self, name: str) -> bool:
+        """Whether the name is one of those that were allowed on top of the loopback ones."""
+        return name in self.hosts or any(name.endswith(known) for known in self.hosts if known.startswith("."))
 
     @property
     def cookie(self) -> str:
@@ -249,15 +251,11 @@ class Guard:
             text = f"It was asked for as '{asked}'. If that is right, start the studio with --allowed-host {asked}."
             return 400, "This name is not one of ours", text
         site = header(scope, b"sec-fetch-site")
-        navigates = header(scope, b"sec-fetch-mode") == "navigate"
-        if site == "cross-site" and (changes or not navigates):
-            return 403, "Another web site asked for this", "Requests from other sites are refused."
-        if not changes:
-            return None
-        if site not in (None, "same-origin", "none"):
-            return 403, "Another page of this machine asked for this", "Only the studio's own page may change things."
+        navigates = header(scope, b"sec-fetch-mode") == "navigate" and not changes
+        if site not in (None, "same-origin", "none") and not navigates:
+            return 403, "Another page asked for this", "Only the studio's own page may; following a link to it is fine."
         origin = header(scope, b"origin")
-        if origin is not None and host_name(origin) not in {asked, *self.rules.hosts} - {""}:
+        if origin is not None and host_name(origin) != asked and not self.rules.names(host_name(origin)):
             return 403, "Another web site asked for this", f"The request's origin is {origin}, the page is at {asked}."
         return None
 

@@ -85,7 +85,6 @@ def slot(package: str, base: str, *, key: str) -> Any:
     return dataclasses.field(metadata={"slot": Slot(package, base, key)})
 
 
-@cache
 def group_fields(config: type[RunConfig]) -> dict[str, tuple[type[Options], Slot | None]]:
     """field -> (its Options class, its slot if it is one)."""
     hints = typing.get_type_hints(config)
@@ -94,9 +93,13 @@ def group_fields(config: type[RunConfig]) -> dict[str, tuple[type[Options], Slot
     }
 
 
-@cache
 def specs(config: type[RunConfig]) -> tuple[OptionSpec, ...]:
     """All options of a task, plug-ins' options included, each flat name once."""
+    return _specs(config)
+
+
+@cache
+def _specs(config: Any) -> tuple[OptionSpec, ...]:
     found: dict[str, OptionSpec] = {}
     for name, (base, plug) in group_fields(config).items():
         for spec in specs_of(base, name):
@@ -124,7 +127,9 @@ def build(config: type[C], values: Values) -> C:
         given = {k: values[k].value for k in owner.model_fields if k in values}
         options, found = validate(owner, given)
         problems += [dataclasses.replace(p, source=_source(values, p.option)) for p in found]
-        if options is not None:
+        if options is None:
+            problems += _unknown_kind(plug, values, known)
+        else:
             groups[name] = options
             problems += [dataclasses.replace(p, source=p.source or _source(values, p.option)) for p in options.problems()]
     if len(groups) == len(group_fields(config)):
@@ -176,6 +181,14 @@ def _owner(
     # an unknown kind is reported by the base's own check of its choices
     owner: type[Options] = plugin.Options if plugin else base
     return owner
+
+
+def _unknown_kind(plug: Slot | None, values: Values, known: Mapping[str, OptionSpec]) -> list[Problem]:
+    """A plug-in that does not exist, where other errors keep the group's own check from saying so."""
+    if plug is None or plug.key not in values or values[plug.key].value in plug.kinds():
+        return []
+    given = values[plug.key]
+    return [Problem(plug.key, f"should be one of {', '.join(plug.kinds())}", repr(given.value), given.source)]
 
 
 def _source(values: Values, name: str) -> str:

@@ -29,7 +29,10 @@ def hand_over(argv: list[str], *, environment: dict[str, str] | None = None) -> 
     """Go on as another program: in place of this process (Windows: as its child, whose exit code is passed on)."""
     env = {**os.environ, **(environment or {})}
     if WINDOWS:
-        sys.exit(subprocess.call(argv, env=env))
+        with subprocess.Popen(argv, env=env) as child:
+            while True:
+                with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C reaches the child as well, which ends by itself
+                    sys.exit(child.wait())
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(argv[0], argv, env)
@@ -107,6 +110,30 @@ def end_group(pid: int, *, kill: bool = False) -> None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL if kill else signal.SIGTERM)
+
+
+def end_rest_of_group(grace_seconds: float = 5.0) -> None:
+    """End every process of the group this process leads, but itself: also orphans whose launcher is gone.
+
+    Where this process leads no group of its own (started by hand in a shell, Windows), its descendants are ended.
+    """
+    import psutil
+
+    me = os.getpid()
+    if WINDOWS or os.getpgrp() != me:
+        end_tree(me, include_root=False, grace_seconds=grace_seconds)
+        return
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
+            if process.pid != me and os.getpgid(process.pid) == me:
+                process.terminate()
+                members.append(process)
+    _, left = psutil.wait_procs(members, timeout=grace_seconds)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=grace_seconds)
 
 
 def sync_folder(folder: Path) -> None:

@@ -199,7 +199,7 @@ class RunFolder:
             file.seek(max(0, size - 64 * 1024))
             text = file.read().decode("utf-8", errors="replace")
         # a progress bar rewrites its line with \r: only what it last showed counts
-        return [line.rsplit("\r", 1)[-1] for line in text.splitlines()][-count:]
+        return [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.removesuffix("\n").split("\n")][-count:]
 
     # what the run made
 

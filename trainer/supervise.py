@@ -72,7 +72,7 @@ def _run(folder: RunFolder, status: Status, *, grace_seconds: float) -> int:
         if asked_at is not None and time.monotonic() - asked_at > grace_seconds:
             host.end_tree(process.pid)
     # a launcher that died leaves its children behind: nothing of the job outlives it
-    host.end_tree(os.getpid(), include_root=False)
+    host.end_rest_of_group()
     return code
 
 

@@ -68,13 +68,16 @@
     if (input) input.focus({ preventScroll: true });
   }
 
+  // {problems, live, checked}: live ones were found while typing; they replace the lines of `checked` and scroll nowhere
   function showProblems(text) {
-    state.problems.forEach(function (p) { clear(p.option); });
-    state.problems = text ? JSON.parse(text) : [];
+    const said = text ? JSON.parse(text) : { problems: [] };
+    const gone = said.live ? state.problems.filter(function (p) { return said.checked.includes(p.option); }) : state.problems;
+    gone.forEach(function (p) { clear(p.option); });
+    state.problems = state.problems.filter(function (p) { return !gone.includes(p); }).concat(said.problems);
     watch();
-    state.problems.forEach(place);
-    const first = state.problems.find(function (p) { return p.severity === "error"; });
-    if (first) setTimeout(function () { reveal(first.option); }, 150);
+    said.problems.forEach(place);
+    const first = said.problems.find(function (p) { return p.severity === "error"; });
+    if (first && !said.live) setTimeout(function () { reveal(first.option); }, 150);
   }
 
   function search(text) {

@@ -22,6 +22,7 @@ from kohya_gui.settings import Settings
 from trainer.run_folder import RunFolder
 
 TAB = "runs"
+QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 _PICK_RUN = """
@@ -33,7 +34,7 @@ element.addEventListener("click", (event) => {
 _PICK_SAMPLE = """
 element.addEventListener("click", (event) => {
   const sample = event.target.closest("[data-sample]");
-  if (sample) trigger("click", { path: sample.dataset.sample, label: sample.dataset.label });
+  if (sample) trigger("click", { sample: sample.dataset.sample, label: sample.dataset.label });
 });
 """
 _COPY = """
@@ -57,13 +58,14 @@ element.addEventListener("click", close);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape" && props.value) close(); });
 """
 _NAME_IN_ADDRESS = """
-(name) => {
+(name) => setTimeout(() => {
+  // only what is looked at: with another tab in front the address stays as it is
   const address = new URL(location.href);
-  if (name && address.searchParams.get("run") !== name) {
+  if (name && document.querySelector("#run-page")?.offsetParent && address.searchParams.get("run") !== name) {
     address.searchParams.set("run", name);
     history.replaceState(history.state, "", address);
   }
-}
+}, 500)
 """
 
 Seen = dict[str, int]
@@ -153,7 +155,7 @@ class RunPage:
     def enlarge(self, run_name: str, event: gr.EventData) -> str:
         """The clicked sample over the whole page."""
         view = self.reader.view(run_name)
-        return parts.large(view, str(event.path), str(event.label)) if view else ""
+        return parts.large(view, str(event.sample), str(event.label)) if view else ""
 
     def download(self, run_name: str) -> Any:
         """The last saved model as a file that Gradio may serve: a link to it in Gradio's own private folder."""
@@ -177,7 +179,7 @@ def build(settings: Settings) -> RunPage:
 
 def _lay(reader: RunReader) -> RunPage:
     html: dict[str, gr.HTML] = {}
-    button: dict[str, gr.Button] = {}
+    button: dict[str, Any] = {}
     gr.HTML(f"<style>{(ASSETS / 'run.css').read_text(encoding='utf-8')}</style>", visible="hidden")
     selected = gr.Textbox(visible="hidden", elem_id="run-selected", show_label=False, container=False)
     seen = gr.State({})
@@ -202,7 +204,13 @@ def _lay(reader: RunReader) -> RunPage:
                 html["notes"] = _html("run-notes", _COPY)
                 button["download"] = gr.Button("Download", size="sm", min_width=100, elem_id="run-download")
             html["log"] = _html("run-log")
-    return RunPage(reader, selected, seen, {**html, **button})
+            with gr.Accordion("Full log", open=False, elem_id="run-full-log") as button["fold"]:
+                full = _html("run-full")
+                again = gr.Button("Read again", size="sm")
+    page = RunPage(reader, selected, seen, {**html, **button})
+    for trigger in (button["fold"].expand, again.click):
+        trigger(page.full_log, selected, full, **QUIET)
+    return page
 
 
 def _html(elem_id: str, script: str | None = None) -> gr.HTML:
@@ -211,26 +219,20 @@ def _html(elem_id: str, script: str | None = None) -> gr.HTML:
 
 def _wire(page: RunPage) -> None:
     """Connect the buttons, the list and the clock; nothing here streams, so no tab ever waits for another."""
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
     here, changed, html = [page.selected, page.seen], page.outputs, page.components
     timer = gr.Timer(1)
-    timer.tick(page.tick, here, changed, queue=False, trigger_mode="once", **quiet)
+    timer.tick(page.tick, here, changed, queue=False, trigger_mode="once", **QUIET)
     actions = {"stop": runs.stop, "kill": runs.kill, "save": runs.save_now, "sample": runs.sample_now}
     for name, action in actions.items():
-        html[name].click(partial(page.act, action), here, changed, **quiet)
-    html["runs"].click(page.pick, None, changed, **quiet)
+        html[name].click(partial(page.act, action), here, changed, **QUIET)
+    html["runs"].click(page.pick, None, changed, **QUIET)
     # the address names the run, so that a reload or a bookmark finds it
     page.selected.change(None, page.selected, None, js=_NAME_IN_ADDRESS)
     overlay = _html("run-overlay", _CLOSE)
-    html["samples"].click(page.enlarge, page.selected, overlay, **quiet)
+    html["samples"].click(page.enlarge, page.selected, overlay, **QUIET)
     file = gr.DownloadButton(visible="hidden", elem_id="run-file")
-    offered = html["download"].click(page.download, page.selected, file, **quiet)
+    offered = html["download"].click(page.download, page.selected, file, **QUIET)
     offered.success(None, None, None, js="() => { document.querySelector('#run-file')?.click(); }")
-    with gr.Accordion("Full log", open=False, elem_id="run-full-log") as fold:
-        full = _html("run-full")
-        again = gr.Button("Read again", size="sm")
-    for trigger in (fold.expand, again.click):
-        trigger(page.full_log, page.selected, full, **quiet)
 
 
 def _offered(source: Path, folder: Path) -> Path:
@@ -258,6 +260,7 @@ def _buttons(view: RunView | None) -> dict[str, Any]:
         "save": {"visible": living, "interactive": training},
         "stop": {"visible": living and not stopping},
         "kill": {"visible": living and stopping},
+        "fold": {"visible": view is not None},
         "download": {"visible": view is not None and view.model is not None},
     }
 

@@ -21,6 +21,7 @@ THUMB_PIXELS = 256
 LARGE_PIXELS = 1024
 MAX_PICTURE_PIXELS = 64_000_000
 SHORT_LOG_LINES = 6
+ENDED_LOG_LINES = 3
 FAILED_LOG_LINES = 20
 QUIET_SECONDS = 5.0
 FULL_LOG_BYTES = 200_000
@@ -151,10 +152,9 @@ def chart(view: RunView) -> str:
     """The loss curve with its heading."""
     first = view.start.first_step if view.start else 0
     total = view.start.total_steps if view.start else 0
-    key = f'<span class="rv-key">{escape(_rates(view))}<i class="raw"></i>each step<i class="smooth"></i>smoothed</span>'
-    return (
-        f'<div class="rv-card"><h3>Loss {key}</h3>{loss_chart(view.curve, first_step=first, total_steps=total)}</div>'
-    )
+    key = f'{escape(_rates(view))}<i class="raw"></i>each step<i class="smooth"></i>smoothed'
+    drawn = loss_chart(view.curve, first_step=first, total_steps=total)
+    return f'<div class="rv-card"><h3>Loss <span class="rv-key">{key}</span></h3>{drawn}</div>'
 
 
 # pictures
@@ -311,14 +311,14 @@ def _sentence(text: str) -> str:
 
 
 def short_log(view: RunView) -> str:
-    """The end of the console."""
+    """The end of the console: more of it when it has to explain, less when all is well and over."""
+    ended = view.status.last_lines if view.status else ()
+    lines = ended or view.last_lines
     failed = view.state in ("failed", "killed", "died")
-    lines = view.last_lines
-    if failed and view.status and view.status.last_lines:
-        lines = view.status.last_lines
-    kept = lines[-(FAILED_LOG_LINES if failed else SHORT_LOG_LINES) :]
-    body = escape("\n".join(kept)) or '<span class="rv-empty">The log begins when the trainer starts.</span>'
-    return f'<pre class="rv-log" aria-label="Last lines of the log">{body}</pre>'
+    count = FAILED_LOG_LINES if failed else SHORT_LOG_LINES if view.is_living else ENDED_LOG_LINES
+    text = escape("\n".join(lines[-count:])) or "The log begins when the trainer starts."
+    kind = "rv-log rv-living" if view.is_living else "rv-log"
+    return f'<pre class="{kind}" aria-label="Last lines of the log"><code>{text}</code></pre>'
 
 
 def full_log(view: RunView) -> str:

@@ -42,7 +42,10 @@ def test_find(tiny_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ("conditioner.embedders.1.model.ln_final.weight", "is Stable Diffusion XL, which this version cannot train yet"),
+        (
+            "conditioner.embedders.1.model.ln_final.weight",
+            "is Stable Diffusion XL, which this version cannot train yet",
+        ),
         ("cond_stage_model.model.ln_final.weight", "is Stable Diffusion 2.x, which"),
     ],
 )

@@ -211,7 +211,7 @@ def test_adapter_targets(family: StableDiffusion1) -> None:
     assert (unet.component, len(unet.names)) == ("denoiser", 192)
     assert (encoder.component, len(encoder.names)) == ("text_encoder", 3 * 6)
     with safe_open("tests/vectors/sdscripts_lora_dim4.safetensors", "pt") as file:
-        saved = {key.partition(".")[0] for key in file.keys()}
+        saved = {key.partition(".")[0] for key in file.keys()}  # noqa: SIM118
     assert set(unet.names.values()) == {name for name in saved if name.startswith("lora_unet")}
     assert set(encoder.names.values()) == {n for n in saved if n.startswith("lora_te") and "layers_3" not in n}
 

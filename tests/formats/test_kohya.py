@@ -62,6 +62,7 @@ def test_ss_keys_are_sd_scripts_keys() -> None:
 def test_network_args_and_minimal_metadata() -> None:
     ours = kohya.training_metadata({"network_args": ["rank_dropout=0.1"], "network_dim": 8}, RUN)
     assert json.loads(ours["ss_network_args"]) == {"rank_dropout": "0.1"}
+    assert ours["ss_network_alpha"] == "8", "unset means the rank"
     minimal = kohya.minimal_metadata({**ours, "modelspec.title": "t"})
     assert set(minimal) == {*kohya._ALWAYS, "modelspec.title"}
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from trainer.errors import ModelError
-from trainer.formats.model_facts import fingerprint, inspect_model, kohya_model_hashes, read_header
+from trainer.formats.model_facts import TRAINABLE, fingerprint, identify, inspect_model, kohya_model_hashes, read_header
 
 SD1_KEYS = {
     "model.diffusion_model.input_blocks.0.0.weight": [320, 4, 3, 3],
@@ -64,13 +64,23 @@ def test_folder(tiny_folder: Path) -> None:
         ({"cond_stage_model.model.ln_final.weight": [2]}, "sd2"),
     ],
 )
-def test_other_kinds_are_named(tmp_path: Path, extra: dict[str, list[int]], kind: str) -> None:
-    assert inspect_model(write(tmp_path / "m.safetensors", {**SD1_KEYS, **extra})).kind == kind
+def test_other_kinds_are_named_and_refused(tmp_path: Path, extra: dict[str, list[int]], kind: str) -> None:
+    path = write(tmp_path / "m.safetensors", {**SD1_KEYS, **extra})
+    assert identify(path).kind == kind
+    with pytest.raises(ModelError, match="is Stable Diffusion (XL|2.x), which this version cannot train yet"):
+        inspect_model(path)
+
+
+def test_trainable_kinds_are_the_families() -> None:
+    from trainer import plugins
+    from trainer.families.base import Family
+
+    assert sorted(TRAINABLE) == list(plugins.discover("trainer.families", Family))
 
 
 def test_inpainting_is_named(tmp_path: Path) -> None:
     keys = {**SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight": [320, 9, 3, 3]}
-    assert inspect_model(write(tmp_path / "m.safetensors", keys)).kind == "sd1_inpainting"
+    assert identify(write(tmp_path / "m.safetensors", keys)).kind == "sd1_inpainting"
 
 
 def broken(path: Path, content: bytes, message: str) -> None:
@@ -166,7 +176,7 @@ def test_folder_problems(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
-    assert inspect_model(tmp_path).kind == "sdxl"
+    assert identify(tmp_path).kind == "sdxl"
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ModelError, match="lacks unet/config.json"):
         inspect_model(tmp_path)
@@ -199,7 +209,8 @@ def test_header_agrees_with_the_library(tiny_folder: Path) -> None:
     header = read_header(path)
     with safe_open(path, "np") as file:
         assert {k: list(i.shape) for k, i in header.tensors.items()} == {
-            k: file.get_slice(k).get_shape() for k in file.keys()
+            k: file.get_slice(k).get_shape()
+            for k in file.keys()  # noqa: SIM118
         }
 
 

@@ -110,9 +110,7 @@ def test_a_file_of_unusual_sizes_needs_a_config(file: Path, tiny_folder: Path, t
     with pytest.raises(ModelError, match="does not fit the sizes.*differences.*model_config"):
         load(bare)
     with_config = load(bare, model_config_folder=tiny_folder)
-    assert all(
-        torch.equal(a[1], b[1]) for a, b in zip(weights(with_config), weights(load(tiny_folder)), strict=True)
-    )
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(weights(with_config), weights(load(tiny_folder)), strict=True))
 
 
 def test_old_text_encoder_names(file: Path, tiny_folder: Path, tmp_path: Path) -> None:

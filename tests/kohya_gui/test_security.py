@@ -115,7 +115,9 @@ def test_cross_site_requests_change_nothing(client: httpx.Client) -> None:
     )
 
 
-def test_another_port_of_this_machine_changes_nothing(client: httpx.Client) -> None:
+def test_another_port_of_this_machine_gets_nothing(client: httpx.Client) -> None:
+    assert client.get("/config", headers={"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}).status_code == 403
+    assert client.get("/", headers={"sec-fetch-site": "same-site", "sec-fetch-mode": "navigate"}).status_code == 200
     assert upload(client, **{"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:9999"}).status_code == 403
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from kohya_gui import server
-from tests.kohya_gui.page_server import PageServer, ended, free_port
+from tests.kohya_gui.page_server import ROOT, PageServer, ended, free_port
 from trainer.errors import ConfigError, RunError
 
 
@@ -21,6 +24,17 @@ def test_defaults(tmp_path: Path) -> None:
     settings = read(tmp_path)
     assert settings == server.ServerSettings(home=tmp_path)
     assert settings.is_loopback and settings.launch and settings.use_token
+
+
+def test_the_readme_names_every_flag_and_help_needs_no_gradio(tmp_path: Path) -> None:
+    code = "import sys, runpy; sys.argv = ['gui.py', '--help']\n"
+    code += f"try: runpy.run_path({str(ROOT / 'gui.py')!r}, run_name='__main__')\n"
+    code += "finally: assert 'gradio' not in sys.modules"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    text = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=env, text=True)
+    known = set(re.findall(r"^  (--[a-z-]+)", text, flags=re.MULTILINE))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {"--port", "--auth-file"} <= known == {flag for flag in known if f"`{flag}" in readme}
 
 
 def test_open_addresses_need_a_password(tmp_path: Path) -> None:

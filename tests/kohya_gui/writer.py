@@ -71,7 +71,9 @@ def main() -> int:
         events.emit(ev.Step(step, (step - 1) // 20 + 1, loss, loss, rate, 0.5, wait, 512.0))
         print(f"step {step}: loss {loss:.4f}", flush=True)
         if step == last // 2 and end == "crash":
-            events.emit(ev.Error("out of memory: 1.2 GB were wanted and 0.3 GB were free; choose the memory preset 'low'"))
+            events.emit(
+                ev.Error("out of memory: 1.2 GB were wanted and 0.3 GB were free; choose the memory preset 'low'")
+            )
             return 2
         if step == last // 2 and end == "exit":
             raise RuntimeError("the writer broke")

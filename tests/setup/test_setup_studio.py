@@ -232,7 +232,7 @@ def test_first_start_installs_and_opens_the_page(studio: Studio) -> None:
     machine = FakeMachine(pip_index("cpu"))
     assert setup_studio.main(["--port", "7999", "--no-launch"], machine, studio) == 0
     torch, packages = machine.pip_installs
-    assert torch[:3] == ["torch==2.13.0", "--index-url", "https://download.pytorch.org/whl/cpu"]
+    assert torch[:3] == ["torch==2.13.0+cpu", "--index-url", "https://download.pytorch.org/whl/cpu"]
     assert packages[:2] == ["-r", str(studio.root / "requirements.txt")]
     assert "requirements-dev" not in str(packages)
     assert machine.handed_over == [[str(studio.python), str(studio.root / "gui.py"), "--port", "7999", "--no-launch"]]
@@ -280,7 +280,7 @@ def test_nothing_of_the_persons_is_touched(studio: Studio) -> None:
 
 def test_a_failed_step_says_what_to_do_and_where_the_log_is(studio: Studio, capsys: pytest.CaptureFixture[str]) -> None:
     index = pip_index("cpu")
-    machine = FakeMachine(lambda argv: Ran(1, "no\nroute to host") if "torch==2.13.0" in argv else index(argv))
+    machine = FakeMachine(lambda argv: Ran(1, "no\nroute to host") if "torch==2.13.0+cpu" in argv else index(argv))
     assert setup_studio.main([], machine, studio) == 1
     text = said(capsys)
     assert "Installing torch failed (exit code 1)" in text and "route to host" in text
@@ -431,6 +431,13 @@ def test_setup_sh_says_how_to_get_python(checkout: Path, tmp_path: Path) -> None
 def test_setup_sh_takes_the_python_it_is_given(checkout: Path, tmp_path: Path) -> None:
     ran = run_setup_sh(checkout, fake_path(tmp_path / "bin", {}), "--help", PYTHON=sys.executable)
     assert ran.returncode == 0, ran.stderr
+
+
+@posix
+def test_setup_sh_does_not_replace_a_given_python_that_does_not_fit(checkout: Path, tmp_path: Path) -> None:
+    ran = run_setup_sh(checkout, os.environ["PATH"], "--help", PYTHON=fake_path(tmp_path / "bin", {}) + "/python2")
+    assert ran.returncode == 1
+    assert "python2 is not a Python 3.11" in ran.stderr
 
 
 def test_setup_bat_calls_the_same_script() -> None:

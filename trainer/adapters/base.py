@@ -28,7 +28,7 @@ class AdapterOptions(Options):
     network_dim: int = opt(4, ge=1, le=4096, level="basic", label="Rank")
     """Size of the LoRA: how many directions each layer can change in. Larger learns more and makes a larger file."""
 
-    network_alpha: float | None = opt(1.0, gt=0, level="basic", label="Alpha")
+    network_alpha: float | None = opt(1.0, ge=0, level="basic", label="Alpha")
     """Strength: changes are multiplied by alpha / rank. Unset means the rank, so a strength of 1."""
 
     network_train_unet_only: bool = opt(False, label="Train the U-Net only")
@@ -58,6 +58,13 @@ class AdapterOptions(Options):
             near = nearest(self.network_module, tuple(known))
             remedy = f"Known: {', '.join(known)}" + (f". Did you mean {near}?" if near else "")
             yield Problem("network_module", "is not a network this version knows", self.network_module, remedy=remedy)
+        if self.network_alpha == 0:
+            yield Problem(
+                "network_alpha",
+                "0 would switch the network off",
+                "0",
+                remedy="Leave it unset for a strength of 1 (older trainers read 0 as the rank)",
+            )
         if self.network_train_unet_only and self.network_train_text_encoder_only:
             yield Problem(
                 "network_train_text_encoder_only",

@@ -46,6 +46,7 @@ class Lora(Adapter):
         layers = {name: target.module.get_submodule(path) for path, name in target.names.items()}
         self._layers[target.component] = layers
         trained = {id(p) for name, layer in layers.items() for p in self._prepare(name, layer)}
+        target.module.train(target.module.training)  # new layers begin in training mode, whatever the rest is in
         for parameter in target.module.parameters():
             parameter.requires_grad_(id(parameter) in trained)
 

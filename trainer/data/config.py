@@ -329,7 +329,9 @@ class _Reader:
         flags = {**self.options.model_dump(), "resolution": self.options.resolution_wh()}
         for key, value in good.items():
             flag = _FLAG_OF_KEY.get(key, key)
-            if flag in self.sources and flag in flags and not _same(value, flags[flag]):
+            # a run's own config.toml states every option: one that states the default overrides nothing
+            said_something = flag in self.sources and not _is_default(self.options, flag)
+            if said_something and flag in flags and not _same(value, flags[flag]):
                 said = f"{self.sources[flag]} says {_show(flags[flag])}"
                 self.notes.append(f"{key} = {_show(value)} of {file.place(where, key)} is used; {said}")
         return good
@@ -402,6 +404,11 @@ def _is_resolution(value: Any) -> bool:
 def _resolution_problem(values: Mapping[str, Any]) -> Problem:
     message = "should be a whole number of at least 8, or [width, height]"
     return Problem("resolution", message, repr(values["resolution"]))
+
+
+def _is_default(options: Options, name: str) -> bool:
+    field = type(options).model_fields.get(name)
+    return field is not None and bool(getattr(options, name) == field.default)
 
 
 def _same(value: Any, flag: Any) -> bool:

@@ -9,10 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer import plugins
-from trainer.errors import ConfigError, ModelError, Problem
+from trainer.errors import ConfigError, Problem
 from trainer.families._samplers import SAMPLER_NAMES
 from trainer.formats.kohya import AdapterTarget
 from trainer.formats.model_facts import ModelFacts, inspect_model
@@ -97,7 +97,7 @@ class Family(ABC):
     denoiser: nn.Module
     text_encoders: tuple[nn.Module, ...]
     vae: nn.Module
-    prediction_type: str
+    prediction_type: Literal["epsilon", "v_prediction"]
     alphas_cumprod: Tensor
 
     @classmethod
@@ -165,12 +165,6 @@ def find_family(options: ModelOptions) -> tuple[type[Family], ModelFacts]:
     """The family that knows the model, from headers alone (no torch): everything that can be refused early is."""
     facts = inspect_model(Path(options.pretrained_model_name_or_path))
     families = plugins.discover("trainer.families", Family)  # type: ignore[type-abstract]
-    if facts.kind not in families:
-        raise ModelError(
-            f"{options.pretrained_model_name_or_path} is {facts.detail}, which this version cannot train yet",
-            option="pretrained_model_name_or_path",
-            remedy="Give a Stable Diffusion 1.x model",
-        )
     if problems := contradictions(options, facts):
         raise ConfigError(problems)
     return families[facts.kind], facts

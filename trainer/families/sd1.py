@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.families._samplers import build_scheduler
@@ -60,7 +60,7 @@ class StableDiffusion1(Family):
         self.vae = components["vae"].to(device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.scheduler_config = dict(scheduler_config)
-        self.prediction_type = str(scheduler_config.get("prediction_type", "epsilon"))
+        self.prediction_type = _prediction(facts, scheduler_config)
         self.alphas_cumprod: Tensor = diffusers.DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod
         self.dtype = self.denoiser.dtype
         self._clip_skip = clip_skip
@@ -209,9 +209,10 @@ def _from_folder(
     components: dict[str, Any] = {}
     for name, dtype in dtypes.items():
         try:
-            components[name] = _model_class(name).from_pretrained(
-                str(facts.path), subfolder=name, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-            )
+            with _without_progress_bars():
+                components[name] = _model_class(name).from_pretrained(
+                    str(facts.path), subfolder=name, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+                )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(
@@ -266,6 +267,18 @@ def _own_memory(module: nn.Module) -> None:
         tensor.data = tensor.data.clone()
 
 
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """transformers draws one per component, into the run's console."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
 def _tokenizer(folder: Path) -> Any:
     return transformers.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
 
@@ -275,6 +288,16 @@ def _config_text(part: Any) -> str:
         part.config.to_json_string() if isinstance(part, transformers.PreTrainedModel) else part.to_json_string()
     )
     return text
+
+
+def _prediction(facts: ModelFacts, scheduler_config: Mapping[str, Any]) -> Literal["epsilon", "v_prediction"]:
+    stated = scheduler_config.get("prediction_type", "epsilon")
+    if stated not in ("epsilon", "v_prediction"):
+        raise ModelError(
+            f"{facts.path} predicts {stated}; epsilon and v_prediction can be trained",
+            option="pretrained_model_name_or_path",
+        )
+    return "v_prediction" if stated == "v_prediction" else "epsilon"
 
 
 # ---------------------------------------------------------------- small helpers

@@ -184,6 +184,8 @@ def training_metadata(options: Mapping[str, Any], run: RunFacts) -> dict[str, st
     """The `ss_*` table; options: flat option values by name, as many as there are."""
     values: dict[str, Any] = {name: options.get(name, default) for name, default in _FROM_OPTIONS.items()}
     values["debiased_estimation"] = options.get("debiased_estimation_loss", False)
+    if values["network_alpha"] is None:
+        values["network_alpha"] = values["network_dim"]
     if options.get("network_args"):
         values["network_args"] = json.dumps(dict(text.split("=", 1) for text in options["network_args"]))
     values |= {

@@ -16,6 +16,8 @@ from trainer.errors import ModelError
 Layout = Literal["diffusers", "single_file"]
 Prediction = Literal["epsilon", "v_prediction", "unknown"]
 
+TRAINABLE = ("sd1",)
+"""Kinds that a file in trainer/families can train (a test compares); the page, which loads no family, asks here."""
 OPTION = "pretrained_model_name_or_path"
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
@@ -65,6 +67,16 @@ class ModelFacts:
 
 def inspect_model(path: Path | str) -> ModelFacts:
     """What the model at `path` is, by content; ModelError when it is nothing a training can start from."""
+    facts = identify(path)
+    if facts.kind not in TRAINABLE:
+        raise _error(
+            f"{path} is {facts.detail}, which this version cannot train yet", remedy="Give a Stable Diffusion 1.x model"
+        )
+    return facts
+
+
+def identify(path: Path | str) -> ModelFacts:
+    """What any base model is, trainable or not; ModelError for what is broken or no base model."""
     path = Path(path)
     if not path.exists():
         raise _error(f"{path} does not exist", remedy="Give the path of a .safetensors file or of a diffusers folder")

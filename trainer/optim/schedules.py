@@ -62,7 +62,7 @@ def linear(step: int, total: int) -> float:
 
 def cosine(step: int, total: int) -> float:
     """1 falling to 0 along half a cosine."""
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * step / max(1, total))))
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, total))))
 
 
 CURVES: Mapping[str, Callable[[int, int], float]] = {
