@@ -5,6 +5,8 @@ A blank box means "unset": the default then counts, and stands in the box in gre
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from trainer.schema import OptionSpec
+from trainer.schema import OptionSpec, specs_of
 from trainer.store import Sourced, default_text
 
 SOURCE = "form"
@@ -37,7 +39,9 @@ class Form:
         assert name not in self.components, f"{name} is drawn twice"
         if spec.widget in PATH_WIDGETS:
             self.browse[name] = gr.Button("Browse…", render=False)
-        component = _component(spec, label=label or spec.label, info=info or info_text(spec), button=self.browse.get(name))
+        component = _component(
+            spec, label=label or spec.label, info=info or info_text(spec), button=self.browse.get(name)
+        )
         if value is not None:
             component.value = shown(spec, value)
         self.components[name] = component
@@ -67,8 +71,11 @@ class Form:
         for key in keys:
             governed = [spec for spec in self.specs.values() if key in spec.when]
             self.components[key].change(
-                _visibility(key, governed), self.components[key], [self.components[s.name] for s in governed],
-                show_progress="hidden", api_visibility="private",
+                _visibility(key, governed),
+                self.components[key],
+                [self.components[s.name] for s in governed],
+                show_progress="hidden",
+                api_visibility="private",
             )
 
     def inputs(self) -> set[Component]:
@@ -94,9 +101,15 @@ class Form:
 
 
 def info_text(spec: OptionSpec) -> str:
-    """Help, range, unit and default, as shown under an option's name."""
+    """Name, help, range, unit and default, as shown under an option's label; Gradio reads it as Markdown."""
     facts = [spec.bounds_text, spec.unit, default_text(spec), "one per line" if spec.many else ""]
-    return f"{spec.help} [{'; '.join(fact for fact in facts if fact)}]"
+    text = "; ".join(fact for fact in facts if fact)
+    return f"`{spec.name}` {markdown(f'{spec.help} [{text}]')}"
+
+
+def markdown(text: str) -> str:
+    """Plain text for a place that reads Markdown and HTML."""
+    return re.sub(r"([\\`*_\[\]#|~{}])", r"\\\1", html.escape(text, quote=False))
 
 
 def shown(spec: OptionSpec, value: Any) -> Any:
@@ -138,7 +151,7 @@ def _typed(spec: OptionSpec, raw: Any) -> Iterator[Any]:
 
 def _component(spec: OptionSpec, *, label: str, info: str, button: gr.Button | None) -> Component:
     common: dict[str, Any] = {
-        "label": label if _slug(label) == spec.name.replace("_", "-") else f"{label} · {spec.name}",
+        "label": label,
         "info": info,
         "elem_id": f"opt-{spec.name}",
         "elem_classes": ["field", f"field-{spec.widget or spec.type.__name__.lower()}"],
@@ -177,8 +190,6 @@ def _applies(spec: OptionSpec) -> bool:
 
 
 def _defaults_of(spec: OptionSpec) -> list[OptionSpec]:
-    from trainer.schema import specs_of
-
     return list(specs_of(spec.owner)) if spec.when else []
 
 

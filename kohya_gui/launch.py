@@ -43,8 +43,15 @@ def check(config_file: Path, request: Request, settings: Settings) -> list[Probl
     argv = [sys.executable, "-m", "trainer", "check", "--config_file", str(config_file), "--json"]
     try:
         done = subprocess.run(
-            argv, cwd=settings.project, capture_output=True, text=True, encoding="utf-8", errors="replace",
-            stdin=subprocess.DEVNULL, timeout=CHECK_SECONDS, check=False,
+            argv,
+            cwd=settings.project,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=CHECK_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return [Problem("", f"the check took more than {CHECK_SECONDS} seconds", remedy="Is the machine overloaded?")]

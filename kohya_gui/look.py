@@ -23,7 +23,11 @@ class StudioBlocks(gr.Blocks):
 def look() -> dict[str, Any]:
     """Arguments of `launch`."""
     script = (ASSETS / "page.js").read_text(encoding="utf-8")
-    return {"theme": theme(), "css": (ASSETS / "page.css").read_text(encoding="utf-8"), "head": f"<script>{script}</script>"}
+    return {
+        "theme": theme(),
+        "css": (ASSETS / "page.css").read_text(encoding="utf-8"),
+        "head": f"<script>{script}</script>",
+    }
 
 
 def theme() -> gr.themes.Base:

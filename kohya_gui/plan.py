@@ -51,7 +51,9 @@ def make_plan(request: Request, seen: Seen, classes: Seen) -> Plan | None:
     if not _is_count(steps):
         return None
     samples = len(read_prompts(request.prompts)[0])
-    return Plan(seen.pictures, 0 if seen.is_dataset else repeats, class_pictures, batch, per_epoch, epochs, steps, samples)
+    return Plan(
+        seen.pictures, 0 if seen.is_dataset else repeats, class_pictures, batch, per_epoch, epochs, steps, samples
+    )
 
 
 def sentence(plan: Plan, seconds_per_step: float | None) -> str:

@@ -120,7 +120,9 @@ def read_prompts(rows: Sequence[Sequence[Any]]) -> tuple[list[prompts.PromptLine
         if not any(cells):
             continue
         if not cells[0]:
-            problems.append(Problem("sample_prompts", f"row {number} has no prompt", remedy="Write one or clear the row"))
+            problems.append(
+                Problem("sample_prompts", f"row {number} has no prompt", remedy="Write one or clear the row")
+            )
             continue
         line, found = prompts.parse_line(_prompt_text(cells), source=f"row {number}")
         lines.append(line)
@@ -139,8 +141,17 @@ def prompt_rows(lines: Sequence[prompts.PromptLine]) -> list[list[str]]:
     """Prompts as rows of the table."""
     rows = []
     for line in lines:
-        size = "" if line.width is None else f"{line.width}" if line.width == line.height else f"{line.width}x{line.height}"
-        numbers = ["" if n is None else f"{n:g}" if isinstance(n, float) else str(n) for n in (line.seed, line.steps, line.scale)]
+        size = (
+            ""
+            if line.width is None
+            else f"{line.width}"
+            if line.width == line.height
+            else f"{line.width}x{line.height}"
+        )
+        numbers = [
+            "" if n is None else f"{n:g}" if isinstance(n, float) else str(n)
+            for n in (line.seed, line.steps, line.scale)
+        ]
         rows.append([line.prompt, line.negative_prompt or "", size, *numbers])
     return rows
 
@@ -160,7 +171,11 @@ def _picture_problems(request: Request, settings: Settings) -> Iterator[Problem]
     if request.is_dataset:
         return
     if seen.captions < seen.pictures and not request.trigger.strip():
-        count = f"{seen.pictures - seen.captions} of {seen.pictures} pictures have" if seen.captions else "the pictures have"
+        count = (
+            f"{seen.pictures - seen.captions} of {seen.pictures} pictures have"
+            if seen.captions
+            else "the pictures have"
+        )
         remedy = "Write the words that shall call up what is in them, such as: sks house"
         yield Problem("class_tokens", f"{count} no captions", remedy=remedy)
     repeats = spec("num_repeats").parse(request.num_repeats) if request.num_repeats.strip() else 1
@@ -207,7 +222,7 @@ def _output_problems(request: Request, settings: Settings) -> Iterator[Problem]:
 
 
 def _name_problems(folder: Path, name: str, settings: Settings) -> Iterator[Problem]:
-    free = f"{free_name(folder, name, settings)} is free"
+    free = f"The name {free_name(folder, name, settings)} is free"
     if running := living_run(folder, name, settings):
         yield Problem("output_name", f"the run {running} is training a model of this name right now", name, remedy=free)
     elif taken := taken_by(folder, name):

@@ -40,7 +40,8 @@ def start(folder: RunFolder, *, task: str, num_cpu_threads: int | None = None) -
     RunError says why it could not be started.
     """
     on_cpu = not has_card()
-    threads = num_cpu_threads or (num_cores() if on_cpu else min(2, num_cores()))
+    # A core is left to the page and the system: OpenMP threads that wait for a busy core cost many times a step.
+    threads = num_cpu_threads or (max(num_cores() - 1, 1) if on_cpu else min(2, num_cores()))
     neutral = folder.path / "accelerate.yaml"
     neutral.write_text(_ACCELERATE.format(use_cpu=str(on_cpu).lower()), encoding="utf-8")
     argv = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(neutral)]

@@ -38,7 +38,11 @@ def counts(path: Path | None) -> str:
     seen = pictures.look(path)
     if seen.problem:
         return _bad(sentence_of(seen.problem))
-    more = f' <span class="warn">Also captions ending in {escaped(", ".join(seen.others))}; not used.</span>' if seen.others else ""
+    more = (
+        f' <span class="warn">Also captions ending in {escaped(", ".join(seen.others))}; not used.</span>'
+        if seen.others
+        else ""
+    )
     own = " Its own repeats, captions and class pictures count." if seen.is_dataset else ""
     strip = f'<div class="strip">{pictures.strip(seen.folders[0], seen.pictures)}</div>' if seen.folders else ""
     return f"<b>{escaped(seen.words)}</b>.{own}{more}{strip}"

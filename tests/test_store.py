@@ -84,7 +84,7 @@ def test_an_unreadable_config_is_one_sentence(tmp_path: Path, content: bytes | N
 
 
 def test_text_survives_toml_exactly(tmp_path: Path) -> None:
-    nasty = "x; touch CANARY # $(touch CANARY) `a`\n--help \"quoted\" \\back ü"
+    nasty = 'x; touch CANARY # $(touch CANARY) `a`\n--help "quoted" \\back ü'
     (tmp_path / "x.toml").write_text(render_config({"A": {"training_comment": nasty}}, heading="h"), encoding="utf-8")
     assert read_config(tmp_path / "x.toml")["training_comment"].value == nasty
 

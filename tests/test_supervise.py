@@ -78,7 +78,11 @@ def test_a_job_that_finishes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("raise SystemExit(3)", "exit code 3"), ("pass", "without saying"), ("import os; os.kill(os.getpid(), 9)", "killed")],
+    [
+        ("raise SystemExit(3)", "exit code 3"),
+        ("pass", "without saying"),
+        ("import os; os.kill(os.getpid(), 9)", "killed"),
+    ],
 )
 def test_a_bad_end_is_never_a_good_one(tmp_path: Path, code: str, said: str) -> None:
     folder = RunFolder(tmp_path)

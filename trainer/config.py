@@ -1,4 +1,4 @@
-"""A run's configuration: Options groups put together, and built from files, flags and the form with every error at once."""
+"""A run's configuration: Options groups, built from files, flags and the form, with every error at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunOptions(Options):
 class RunConfig:
     """The options of one task: a dataclass whose fields are Options groups.
 
-    A field made by `slot` holds the options of one plug-in, chosen by a flat option (`network_module`).
+    A field annotated with a `Slot` holds the options of one plug-in, chosen by a flat option (`network_module`).
     sources: flat name -> where its value was set; a name not in it has its default.
     """
 
@@ -66,7 +66,11 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a plug-in's options stand: `package` is searched for subclasses of `base` (package.base:Base)."""
+    """Where a plug-in's options stand: `package` is searched for subclasses of `base` (package.base:Base).
+
+    The class of the options is `Plugin.Options`, chosen by the option `key`, which the base's Options declare with an
+    explicit default: `adapter: Annotated[AdapterOptions, Slot(...)]`.
+    """
 
     package: str
     base: str
@@ -79,27 +83,25 @@ class Slot:
         return plugins.discover(self.package, base)
 
 
-def slot(package: str, base: str, *, key: str) -> Any:
-    """A RunConfig field that holds a plug-in's options; its class is `Plugin.Options`, chosen by the option `key`,
-    which the base's Options declare with an explicit default."""
-    return dataclasses.field(metadata={"slot": Slot(package, base, key)})
-
-
 def group_fields(config: type[RunConfig]) -> dict[str, tuple[type[Options], Slot | None]]:
     """field -> (its Options class, its slot if it is one)."""
-    hints = typing.get_type_hints(config)
-    return {
-        f.name: (hints[f.name], f.metadata.get("slot")) for f in dataclasses.fields(config) if f.name != "sources"
-    }
+    hints = typing.get_type_hints(config, include_extras=True)
+    found: dict[str, tuple[type[Options], Slot | None]] = {}
+    for name in (f.name for f in dataclasses.fields(config) if f.name != "sources"):
+        owner, *extras = typing.get_args(hints[name]) or (hints[name],)
+        found[name] = (owner, next((extra for extra in extras if isinstance(extra, Slot)), None))
+    return found
 
 
 def specs(config: type[RunConfig]) -> tuple[OptionSpec, ...]:
     """All options of a task, plug-ins' options included, each flat name once."""
-    return _specs(config)
+    cached: Any = _specs
+    found: tuple[OptionSpec, ...] = cached(config)
+    return found
 
 
 @cache
-def _specs(config: Any) -> tuple[OptionSpec, ...]:
+def _specs(config: type[RunConfig]) -> tuple[OptionSpec, ...]:
     found: dict[str, OptionSpec] = {}
     for name, (base, plug) in group_fields(config).items():
         for spec in specs_of(base, name):
@@ -131,7 +133,9 @@ def build(config: type[C], values: Values) -> C:
             problems += _unknown_kind(plug, values, known)
         else:
             groups[name] = options
-            problems += [dataclasses.replace(p, source=p.source or _source(values, p.option)) for p in options.problems()]
+            problems += [
+                dataclasses.replace(p, source=p.source or _source(values, p.option)) for p in options.problems()
+            ]
     if len(groups) == len(group_fields(config)):
         built = config(**groups, sources={k: v.source for k, v in values.items()})
         problems += [dataclasses.replace(p, source=p.source or _source(values, p.option)) for p in built.problems()]
@@ -171,9 +175,7 @@ def _known_values(values: Values, known: Mapping[str, OptionSpec]) -> tuple[dict
     return found, problems
 
 
-def _owner(
-    base: type[Options], plug: Slot | None, values: Values, known: Mapping[str, OptionSpec]
-) -> type[Options]:
+def _owner(base: type[Options], plug: Slot | None, values: Values, known: Mapping[str, OptionSpec]) -> type[Options]:
     if plug is None:
         return base
     kind = values[plug.key].value if plug.key in values else known[plug.key].default

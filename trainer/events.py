@@ -25,7 +25,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Start(Event):
-    """The run has checked its configuration. `total_steps` counts optimizer steps, `first_step` > 0 on a resumed run."""
+    """The run has checked its configuration. total_steps counts optimizer steps; first_step > 0 if it was resumed."""
 
     kind = "start"
     task: str

@@ -46,9 +46,9 @@ class LengthOptions(Options):
     max_train_epochs: int | None = opt(None, ge=1, level="basic", unit="epochs", label="Epochs")
     """Times the data set, repeats included, is gone through."""
     gradient_accumulation_steps: int = opt(1, ge=1)
-    """Micro-batches whose gradients are summed for one step: the effect of a larger batch in the memory of a small one."""
+    """Micro-batches whose gradients are summed for one step: a larger batch's effect in a small one's memory."""
     seed: int | None = opt(None, ge=0, le=2**32 - 1)
-    """Start of all randomness; the same seed gives the same run. Unset: one is drawn and written to the run's config."""
+    """Start of all randomness; the same seed gives the same run. Unset: one is drawn and kept in config.toml."""
 
 
 @dataclass(frozen=True)

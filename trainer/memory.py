@@ -23,7 +23,7 @@ class MemoryOptions(Options):
     """Number format of the calculations: no is float32, bf16 halves the memory on cards from RTX 30 on, fp16 does so on
     older ones. What trains is kept in float32 in any case."""
     gradient_checkpointing: bool = opt(False)
-    """Calculates activations twice instead of keeping them: much less memory, a fifth to a third slower, same result."""
+    """Calculates activations twice instead of keeping them: much less memory, up to a third slower, same result."""
     num_cpu_threads: int | None = opt(None, ge=1, le=256)
     """Threads of each training process. Unset: what the launcher gives. A resumed run keeps the number it began with,
     since sums in another order end in other last digits."""

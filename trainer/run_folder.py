@@ -285,7 +285,12 @@ def output_lock(output_dir: Path) -> Lock:
 
 
 @contextlib.contextmanager
-def holding(locks: Sequence[Lock], run: str, on_wait: Callable[[Mapping[str, Any]], None] | None = None, poll_seconds: float = 0.5) -> Iterator[None]:
+def holding(
+    locks: Sequence[Lock],
+    run: str,
+    on_wait: Callable[[Mapping[str, Any]], None] | None = None,
+    poll_seconds: float = 0.5,
+) -> Iterator[None]:
     """Hold all locks for the body; waits for those held by others, calling `on_wait(holder)` while it waits,
     or raises RunError at once where there is no `on_wait`.
 

@@ -60,7 +60,7 @@ def opt(
     min_length: int | None = None,
 ) -> Any:
     """Declare an option: its default, bounds, and how it is shown. `...` as default means required."""
-    extra = {
+    extra: dict[str, Any] = {
         "step": step,
         "unit": unit,
         "level": level,
@@ -110,7 +110,7 @@ class OptionSpec:
 
     @property
     def bounds_text(self) -> str:
-        """"0 to 1", "at least 1", "more than 0" or "" - for help and messages."""
+        """ "0 to 1", "at least 1", "more than 0" or "" - for help and messages."""
         low = self.ge if self.ge is not None else self.gt
         high = self.le if self.le is not None else self.lt
         low_word = "at least" if self.gt is None else "more than"

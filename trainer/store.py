@@ -154,7 +154,7 @@ def _flag_help(spec: OptionSpec) -> str:
 
 
 def default_text(spec: OptionSpec) -> str:
-    """"required", "unset" or "default 0.1"."""
+    """ "required", "unset" or "default 0.1"."""
     if spec.required:
         return "required"
     if spec.default is None or spec.default == [] or spec.default == "":

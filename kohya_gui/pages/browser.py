@@ -37,7 +37,9 @@ class FolderBrowser:
                 self.up = gr.Button("Up", size="sm", min_width=80)
                 self.start = gr.Button("All places", size="sm", min_width=80)
                 self.close = gr.Button("Close", size="sm", min_width=80)
-                self.use = gr.Button("Use this folder", size="sm", variant="primary", min_width=140, elem_id="browser-use")
+                self.use = gr.Button(
+                    "Use this folder", size="sm", variant="primary", min_width=140, elem_id="browser-use"
+                )
 
     def serve(self, name: str, button: gr.Button, box: Any, wanted: Wanted) -> None:
         """Let a button fill a box."""

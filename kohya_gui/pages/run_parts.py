@@ -86,7 +86,7 @@ def head(view: RunView, now: float) -> str:
     """Name, state, what it is busy with, for how long, and how far it is."""
     stopping = view.is_living and view.stop_asked is not None
     word = "Stopping" if stopping else WORDS[view.state]
-    title = view.start.output_name if view.start else view.name
+    title = view.start.output_name if view.start else short_name(view.name)
     pill = f'<span class="rv-pill rv-{view.state}">{word}</span>'
     line = f'{pill}<h2 title="{escape(str(view.folder.path))}">{escape(title)}</h2>{_activity(view, now)}'
     percent = 100 * view.fraction
@@ -346,8 +346,13 @@ def run_list(rows: Sequence[Row], selected: str) -> str:
     return f'<div class="rv-list">{"".join(_row(row, row.name == selected) for row in rows)}</div>'
 
 
+def short_name(run_name: str) -> str:
+    """The output name within <day>-<time>-<output name>."""
+    return run_name.split("-", 2)[-1]
+
+
 def _row(row: Row, is_selected: bool) -> str:
-    title = escape(row.name.split("-", 2)[-1])
+    title = escape(short_name(row.name))
     when = time.strftime("%d %b %H:%M", time.localtime(row.when))
     steps = f"step {row.step:,} of {row.total_steps:,}" if row.total_steps else "no step yet"
     loss = f", loss {row.loss:.3g}" if row.loss is not None else ""

@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.components import Component
 
 from kohya_gui import launch, pictures, presets, request, sentences
-from kohya_gui.form import PATH_WIDGETS, Form
+from kohya_gui.form import PATH_WIDGETS, Form, info_text
 from kohya_gui.folders import Wanted
 from kohya_gui.pages.browser import QUIET, FolderBrowser
 from kohya_gui.pages.run import TAB as RUNS_TAB
@@ -72,7 +72,7 @@ class TrainPage:
     def _lay_model(self) -> None:
         with gr.Column(elem_classes="section"):
             gr.HTML(_heading(1, "Base model", "what your pictures are taught to"))
-            info = "Stable Diffusion 1.x: a .safetensors file, or a folder in the diffusers layout"
+            info = f"`{MODEL}` Stable Diffusion 1.x: a .safetensors file, or a folder in the diffusers layout"
             self.model = self.form.draw(MODEL, label="Base model", info=info)
             self.badge = gr.HTML(elem_classes="note", elem_id="badge")
 
@@ -94,9 +94,9 @@ class TrainPage:
             with gr.Row():
                 self.class_pictures = self._path(
                     request.CLASS_DIR, "Class pictures (optional)", "Pictures of such things in general, so that the model "
-                    "does not forget them", "folder",
+                    "does not forget them", "folder", scale=3,
                 )  # fmt: skip
-                self.class_word = _text("class_word", "Class word", "Caption of class pictures without one", scale=0)
+                self.class_word = _text("class_word", "Class word", "Their caption, where they have none", scale=1)
             self.class_counts = gr.HTML(elem_classes="note", elem_id="class-counts")
             self.trigger = _text("class_tokens", "Trigger word", TRIGGER_HELP)
             self.trigger_note = gr.HTML(elem_classes="note", elem_id="trigger-note")
@@ -106,7 +106,11 @@ class TrainPage:
             gr.HTML(_heading(3, "Result"))
             with gr.Row():
                 with gr.Column(min_width=280):
-                    self.form.draw("output_name", label="Name of the LoRA", info="The file's name, without folder or ending")
+                    self.form.draw(
+                        "output_name",
+                        label="Name of the LoRA",
+                        info="`output_name` The file's name, without folder or ending",
+                    )
                     self.path_note = gr.HTML(elem_classes="note", elem_id="path-note")
                     self.other_name = gr.Button("", visible=False, size="sm", elem_id="other-name")
                 with gr.Column(min_width=280):
@@ -123,8 +127,7 @@ class TrainPage:
             with gr.Row(elem_classes="option-grid"):
                 for name in TRAINING:
                     if name == "num_repeats":
-                        help_text = f"{request.spec(name).help} [default 1]"
-                        self.repeats = _text(name, "Repeats · num_repeats", help_text, placeholder="1")
+                        self.repeats = _text(name, "Repeats", info_text(request.spec(name)), placeholder="1")
                     else:
                         self.form.draw(name)
 
@@ -137,6 +140,7 @@ class TrainPage:
                     column_count=6, column_widths=["42%", "22%", "9%", "9%", "9%", "9%"],
                     show_label=False, label="Sample prompts", elem_id="prompts", buttons=[], max_height=230, wrap=True,
                 )  # fmt: skip
+            self.add_prompt = gr.Button("Add a prompt", size="sm", min_width=120, elem_id="add-prompt")
             with gr.Row(elem_classes="option-grid"):
                 self.form.draw("save_every_n_epochs")
 
@@ -175,9 +179,9 @@ class TrainPage:
             gr.HTML('<div id="search-note" aria-live="polite"></div>')
             self.form.draw_rest()
 
-    def _path(self, name: str, label: str, info: str, wanted: Wanted) -> gr.Textbox:
+    def _path(self, name: str, label: str, info: str, wanted: Wanted, *, scale: int = 1) -> gr.Textbox:
         button = gr.Button("Browse…", render=False)
-        box = _text(name, label, info, buttons=[button])
+        box = _text(name, label, info, buttons=[button], scale=scale)
         self.browse[name] = (button, box, wanted)
         return box
 
@@ -237,7 +241,10 @@ class TrainPage:
         trigger_from = {self.pictures, self.trigger}
         gr.on([c.change for c in trigger_from], self.see_trigger, trigger_from, self.trigger_note, **LIVE)
         gr.on([c.change for c in where], self.see_name, where, [self.path_note, self.other_name], **LIVE)
-        self.other_name.click(lambda name: name.split()[-1], self.other_name, self.form.components["output_name"], **QUIET)
+        self.other_name.click(
+            lambda name: name.split()[-1], self.other_name, self.form.components["output_name"], **QUIET
+        )
+        self.add_prompt.click(lambda rows: [*rows, BLANK_ROW], self.prompts, self.prompts, **QUIET)
         self.memory_box.input(self.set_memory, {self.memory_box}, self._memory_outputs(), **QUIET)
         patched = {self.form.components[name] for name in self._memory_names()}
         gr.on([c.change for c in patched], self.see_memory, patched, [self.memory_box, self.memory_note], **LIVE)
@@ -250,9 +257,7 @@ class TrainPage:
         shown = [*self.form.components.values(), self.preset_note, self.changes]
         self.load_button.click(self.load_preset, {*form, self.preset_box}, shown, **QUIET)
         self.preset_upload.upload(self.upload_preset, {*form, self.preset_upload}, shown, **QUIET)
-        self.save_button.click(
-            self.save_preset, {*form, self.preset_name}, [self.saved_note, self.preset_box], **QUIET
-        )
+        self.save_button.click(self.save_preset, {*form, self.preset_name}, [self.saved_note, self.preset_box], **QUIET)
         self.example_card.click(self._show_example, None, self._loaded(), **QUIET)
         self.own_card.click(self._show_own, None, self._loaded(), **QUIET).then(
             None, None, None, js=f"() => window.studio.reveal('{MODEL}')"
@@ -304,7 +309,11 @@ class TrainPage:
         """The whole page from a preset, a few values, and the boxes that are no options."""
         loaded = presets.load(self.settings, TrainNetworkConfig, preset)
         folder = self.settings.outputs
-        values = {**loaded.values, **values, "output_name": request.free_name(folder, values["output_name"], self.settings)}
+        values = {
+            **loaded.values,
+            **values,
+            "output_name": request.free_name(folder, values["output_name"], self.settings),
+        }
         trigger = {self.pictures: rest[self.pictures], self.trigger: rest[self.trigger]}
         path_note, other = self._see_name(values["output_name"], "")
         choices = presets.names(self.settings, TrainNetworkConfig.task)
@@ -486,7 +495,7 @@ class TrainPage:
         """What a field is called on the page."""
         if name in PAGE_FIELDS:
             return PAGE_FIELDS[name]
-        return str(self.form.components[name].label).split(" · ")[0]
+        return str(self.form.components[name].label)
 
     def _refused(self, problems: Sequence[Problem]) -> dict[Component, Any]:
         """Every problem beside its field, and a list of links by the Start button."""
@@ -519,8 +528,12 @@ PAGE_FIELDS = {
     "sample_prompts": "Sample prompts",
 }
 TRIGGER_HELP = "The words that shall call up what you train. Pictures without a caption are trained with these words"
-EXAMPLE_CARD = "Try the example\nA tiny model and a dozen pictures of one house are loaded. Press Start and watch it learn."
-OWN_CARD = "Train on my pictures\nChoose a Stable Diffusion 1.5 model and a folder of pictures; the rest is set sensibly."
+EXAMPLE_CARD = (
+    "Try the example\nA tiny model and a dozen pictures of one house are loaded. Press Start and watch it learn."
+)
+OWN_CARD = (
+    "Train on my pictures\nChoose a Stable Diffusion 1.5 model and a folder of pictures; the rest is set sensibly."
+)
 
 
 def _text(name: str, label: str, info: str, **more: Any) -> gr.Textbox:
@@ -540,5 +553,3 @@ def _example_prompts(path: Path) -> list[prompts.PromptLine]:
         return prompts.read_prompts(path)[0]
     except TrainerError:
         return []
-
-

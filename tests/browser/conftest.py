@@ -60,7 +60,8 @@ class Server:
         return self.home / "server.log"
 
     def start(self) -> None:
-        argv = [sys.executable, str(PROJECT / "gui.py"), "--port", str(self.port), "--no-token", "--no-launch"]
+        argv = [sys.executable, str(PROJECT / "gui.py"), "--home", str(self.home), "--port", str(self.port)]
+        argv += ["--no-token", "--no-launch"]
         env = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -145,9 +146,21 @@ def watched() -> Watched:
     return Watched()
 
 
+@pytest.fixture(scope="session")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One page server for all tests that start no run."""
+    server = Server(tmp_path_factory.mktemp("studio"), free_port())
+    server.start()
+    yield server
+    server.kill()
+    server.end_runs()
+
+
 @pytest.fixture
-def page(browser: Browser, watched: Watched) -> Iterator[Page]:
+def page(browser: Browser, watched: Watched, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A tab of 1366x768; at the end of the test it must have logged no error and asked no other host."""
+    if "server" in request.fixturenames:
+        request.getfixturevalue("server")  # so that the tab closes before its server does
     context = browser.new_context(viewport={"width": 1366, "height": 768}, color_scheme="light")
     page = context.new_page()
     watch(page, watched)

@@ -77,7 +77,9 @@ def save(folder: Path, point: ResumePoint, trained: Mapping[str, Tensor], optimi
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in trained.items()}, temporary / "trained.safetensors")
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in trained.items()}, temporary / "trained.safetensors"
+        )
         torch.save(dict(optimizer), temporary / "optimizer.pt")
         (temporary / "progress.json").write_text(json.dumps(asdict(point), indent=1), encoding="utf-8")
         manifest = {path.name: _facts(path) for path in sorted(temporary.iterdir())}
@@ -127,7 +129,9 @@ def read_point(folder: Path) -> ResumePoint:
 def check_same(point: ResumePoint, depends: Mapping[str, Any]) -> None:
     """Refuse to go on where something the run depends on has changed; every change is named."""
     problems = [
-        Problem(name, f"was {point.depends[name]!r} in the run to go on with and cannot change now", repr(value), "resume")
+        Problem(
+            name, f"was {point.depends[name]!r} in the run to go on with and cannot change now", repr(value), "resume"
+        )
         for name, value in depends.items()
         if name in point.depends and point.depends[name] != json.loads(json.dumps(value))
     ]

@@ -1,7 +1,7 @@
 """Models and resume points on disk: when they are written, under which names, and which older ones go.
 
-Names are those of sd-scripts: NAME-000004.safetensors after an epoch, NAME-step00000400.safetensors after a step, NAME at
-the end, and the same with -state for the folders a run goes on from.
+Names are those of sd-scripts: NAME-000004.safetensors after an epoch, NAME-step00000400.safetensors after a step, NAME
+at the end, and the same with -state for the folders a run goes on from.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from trainer import host
 from trainer.config import RunConfig, layered
 from trainer.errors import EXIT_CODE, ConfigError, Problem, TrainerError
 from trainer.events import Error, Events
-from trainer.run_folder import Lock, RunFolder, State, Status, holding, output_lock, write_atomically
+from trainer.run_folder import RunFolder, Status, holding, output_lock, write_atomically
 from trainer.store import Sourced, make_parser, read_config, read_flags, unknown_flags
 
 log = logging.getLogger("trainer")
@@ -113,7 +113,9 @@ def _run(task: Task, config: RunConfig, folder: RunFolder, events: Events) -> in
         events.emit(Error(str(error), [p.as_dict() for p in error.problems]))
         return EXIT_CODE
     except KeyboardInterrupt:
-        events.emit(Error("interrupted at the keyboard; a file named stop in the run folder stops it with a resume point"))
+        events.emit(
+            Error("interrupted at the keyboard; a file named stop in the run folder stops it with a resume point")
+        )
         return 130
     except Exception as error:
         log.error("%s", traceback.format_exc())
@@ -129,7 +131,9 @@ def _in_words(error: Exception) -> str:
     text = str(error).strip().splitlines()
     first = text[0] if text else ""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in first:
-        advice = "gradient_checkpointing, a smaller train_batch_size, a lower resolution, or mixed_precision bf16 or fp16"
+        advice = (
+            "gradient_checkpointing, a smaller train_batch_size, a lower resolution, or mixed_precision bf16 or fp16"
+        )
         return f"memory ran out ({first}). What helps: {advice}"
     return f"{type(error).__name__}: {first}. This is a fault of the program; the log has the details"
 

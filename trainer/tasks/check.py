@@ -57,7 +57,7 @@ def plan_of(config: Any) -> dict[str, Any] | None:
     from trainer.data.config import read_dataset
     from trainer.data.dataset import TrainingSet
     from trainer.data.scan import list_pictures
-    from trainer.tasks.train_network import epoch_planner, schedule_of
+    from trainer.tasks.training import epoch_planner, schedule_of
 
     dataset = read_dataset(config.data, sources=config.sources)
     if sum(len(list_pictures(s.image_dir)) for d in dataset.datasets for s in d.subsets) > SCANNED:

@@ -1,0 +1,196 @@
+"""The Train page in a real browser: the example, errors beside their fields, presets, folders, uploads, one start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.conftest import PROJECT, Server, Watched, watch
+
+MODEL = "pretrained_model_name_or_path"
+QUICK = 15_000
+SLOW = 60_000
+
+
+def opened(page: Page, server: Server) -> Page:
+    page.goto(server.url)
+    expect(page.locator("#preset-note")).to_contain_text("example-house", timeout=SLOW)
+    return page
+
+
+def box(page: Page, name: str) -> Any:
+    return page.locator(f"#opt-{name} textarea, #opt-{name} input").first
+
+
+def make_pictures(folder: Path, count: int = 3, caption: str = "") -> Path:
+    folder.mkdir()
+    for number in range(count):
+        Image.new("RGB", (64, 64), (number * 60, 120, 80)).save(folder / f"picture {number}.png")
+        if caption:
+            (folder / f"picture {number}.txt").write_text(caption, encoding="utf-8")
+    return folder
+
+
+def fill_own(page: Page, model: Path, folder: Path) -> None:
+    page.click("#card-own")
+    expect(page.locator("#preset-note")).to_contain_text("sd15-lora", timeout=QUICK)
+    values = {MODEL: model, "image_dir": folder, "class_tokens": "sks house", "max_train_epochs": 400, "num_repeats": 1}
+    for name, value in values.items():
+        box(page, name).fill(str(value))
+    page.locator("#show-all").evaluate("e => e.scrollIntoView({block: 'center'})")
+    page.check("#show-all input")
+    page.locator("#opt-enable_bucket input").uncheck()
+    box(page, "resolution").fill("64")
+
+
+def test_the_example_is_loaded_and_pictured(page: Page, studio: Server) -> None:
+    opened(page, studio)
+    expect(page.locator("#badge")).to_contain_text("Stable Diffusion 1", timeout=QUICK)
+    expect(page.locator("#counts")).to_contain_text("pictures")
+    expect(page.locator("#counts .strip img").first).to_be_visible()
+    expect(page.locator("#trigger-note")).to_contain_text("In ")
+    expect(page.locator("#path-note")).to_contain_text(str(studio.home / "outputs" / "house.safetensors"))
+    expect(page.locator("#plan")).to_contain_text("steps", timeout=QUICK)
+    expect(page.locator("#start")).to_be_enabled()
+    expect(page.locator("#card-example")).to_be_in_viewport()
+    expect(page.locator("#start")).to_be_in_viewport()
+    page.evaluate("document.activeElement.blur()")
+    page.screenshot(path=PROJECT / "docs" / "page.png")
+
+
+def test_every_error_stands_beside_its_field(page: Page, studio: Server, tmp_path: Path) -> None:
+    opened(page, studio)
+    web_page = tmp_path / "model.safetensors"
+    web_page.write_text("<!DOCTYPE html><html>404</html>")
+    page.click("#card-own")
+    expect(page.locator("#preset-note")).to_contain_text("sd15-lora", timeout=QUICK)
+    box(page, MODEL).fill(str(web_page))
+    box(page, "image_dir").fill("/no/such/folder")
+    box(page, "learning_rate").fill("fast")
+    expect(page.locator("#err-learning_rate")).to_contain_text("should be a number", ignore_case=True, timeout=QUICK)
+    box(page, "network_dim").fill("0")
+    page.click("#start")
+    expect(page.locator(f"#err-{MODEL}")).to_contain_text("HTML", timeout=QUICK)
+    expect(page.locator("#err-image_dir")).to_contain_text("does not exist")
+    expect(page.locator("#err-learning_rate")).to_be_visible()
+    expect(page.locator("#err-network_dim")).to_contain_text("1 to 4096")
+    expect(page.locator("#plan")).to_contain_text("4 things to mend")
+    expect(box(page, "learning_rate")).to_have_attribute("aria-invalid", "true")
+    box(page, "learning_rate").fill("0.001")
+    expect(page.locator("#err-learning_rate")).to_have_count(0)
+    expect(page.locator("#start")).to_be_enabled()
+    assert not list((studio.home / "runs").glob("*/job.json"))
+
+
+def test_the_trainers_own_findings_stand_beside_fields(
+    page: Page, studio: Server, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """fp16 on a machine without a card is found by the check, in an option that was hidden."""
+    opened(page, studio)
+    fill_own(page, tiny_folder, make_pictures(tmp_path / "pictures"))
+    page.click("#opt-memory input")
+    page.get_by_role("option", name="fp16").click()
+    expect(page.locator("#memory-note")).to_contain_text("fp16", timeout=QUICK)
+    page.click("#start")
+    expect(page.locator("#err-mixed_precision")).to_contain_text("fp16", timeout=SLOW)
+
+
+def test_presets_are_saved_and_loaded(page: Page, studio: Server) -> None:
+    opened(page, studio)
+    box(page, "network_dim").fill("7")
+    page.locator("#preset-name textarea, #preset-name input").first.fill("mine")
+    page.click("#preset-save")
+    expect(page.locator("#preset-saved")).to_contain_text("Saved", timeout=QUICK)
+    saved = json.loads((studio.home / "presets" / "user" / "train_network" / "mine.json").read_text(encoding="utf-8"))
+    assert saved["values"]["network_dim"] == 7 and "output_name" not in saved["values"]
+    box(page, "network_dim").fill("9")
+    page.click("#preset-load")
+    expect(page.locator("#preset-changes")).to_contain_text("network_dim", timeout=QUICK)
+    expect(box(page, "network_dim")).to_have_value("7")
+    expect(page.locator("#preset-note")).to_contain_text("mine")
+
+
+def test_a_preset_file_lists_what_it_cannot_use(page: Page, studio: Server, tmp_path: Path) -> None:
+    opened(page, studio)
+    odd = tmp_path / "odd.json"
+    body = {"preset_version": 1, "task": "train_network", "values": {"network_dimm": 3, "network_dim": 5}}
+    odd.write_text(json.dumps(body), encoding="utf-8")
+    with page.expect_file_chooser() as chooser:
+        page.click("#preset-upload")
+    chooser.value.set_files(str(odd))
+    expect(page.locator("#preset-changes")).to_contain_text("network_dimm", timeout=QUICK)
+    expect(page.locator("#preset-changes")).to_contain_text("Did you mean network_dim?")
+    expect(box(page, "network_dim")).to_have_value("5")
+
+
+def test_all_options_are_found_by_searching(page: Page, studio: Server) -> None:
+    opened(page, studio)
+    page.locator("#show-all").evaluate("e => e.scrollIntoView({block: 'center'})")
+    page.check("#show-all input")
+    expect(page.locator("#opt-noise_offset")).to_be_visible(timeout=QUICK)
+    page.locator("#search-options textarea, #search-options input").first.fill("bucket")
+    expect(page.locator("#opt-enable_bucket")).to_be_visible()
+    expect(page.locator("#opt-noise_offset")).to_be_hidden()
+    page.locator("#search-options textarea, #search-options input").first.fill("learning_rate")
+    expect(page.locator("#search-note a").first).to_have_text("learning_rate ")
+
+
+def test_a_folder_is_browsed_to(page: Page, studio: Server) -> None:
+    folder = make_pictures(studio.home / "pictures", caption="a sks house")
+    opened(page, studio)
+    page.click("#card-own")
+    expect(page.locator("#preset-note")).to_contain_text("sd15-lora", timeout=QUICK)
+    page.locator("#opt-image_dir button", has_text="Browse").click()
+    page.locator("#browser-entries label", has_text=str(studio.home)).first.click()
+    page.locator("#browser-entries label", has_text="pictures/").click()
+    path = page.locator("#browser-path textarea, #browser-path input").first
+    expect(path).to_have_value(str(folder), timeout=QUICK)
+    page.click("#browser-use")
+    expect(box(page, "image_dir")).to_have_value(str(folder), timeout=QUICK)
+    expect(page.locator("#counts")).to_contain_text("3 pictures, all with captions", timeout=QUICK)
+    expect(page.locator("#browser")).to_be_hidden()
+
+
+def test_dropped_pictures_go_into_a_folder_of_ours(page: Page, studio: Server, tmp_path: Path) -> None:
+    folder = make_pictures(tmp_path / "drop", caption="a sks house")
+    opened(page, studio)
+    page.set_input_files("#upload input[type=file]", [str(p) for p in sorted(folder.iterdir())])
+    expect(page.locator("#counts")).to_contain_text("3 pictures, all with captions", timeout=QUICK)
+    uploads = list((studio.home / "uploads").iterdir())
+    assert len(uploads) == 1 and len(list(uploads[0].iterdir())) == 6
+    assert box(page, "image_dir").input_value() == str(uploads[0])
+
+
+@pytest.mark.slow
+def test_starting_in_two_tabs_gives_one_run(
+    page: Page, browser: Browser, server: Server, watched: Watched, tiny_folder: Path
+) -> None:
+    folder = make_pictures(server.home / "pictures")
+    other = browser.new_page(viewport={"width": 1366, "height": 768})
+    watch(other, watched)
+    for tab in (page, other):
+        opened(tab, server)
+        fill_own(tab, tiny_folder, folder)
+        expect(tab.locator("#plan")).to_contain_text("steps", timeout=QUICK)
+    page.locator("#start").dblclick()
+    other.locator("#start").click()
+    expect(page.locator("#run-head")).to_contain_text("my-lora", timeout=SLOW)
+    expect(other.locator("#err-output_name")).to_contain_text("my-lora-2 is free", timeout=SLOW)
+    assert len(list((server.home / "runs").glob("*/job.json"))) == 1
+    other.close()
+
+
+def test_the_page_works_in_the_dark(browser: Browser, studio: Server, watched: Watched, tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": 1366, "height": 768}, color_scheme="dark")
+    watch(page, watched)
+    opened(page, studio)
+    page.screenshot(path=tmp_path / "dark.png")
+    colours = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    page.close()
+    assert colours[0] != colours[1]
+    assert not watched.errors and not watched.foreign

@@ -1,0 +1,106 @@
+"""The metadata a trained adapter carries: kohya's `ss_*` table and modelspec."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.formats import kohya
+from trainer.formats.model_facts import kohya_model_hashes
+from trainer.hooks.base import Moment
+
+if TYPE_CHECKING:
+    from trainer.data.dataset import TrainingSet
+    from trainer.families.base import Family
+    from trainer.methods.base import Method
+    from trainer.tasks.train_network import TrainNetworkConfig
+    from trainer.tasks.training import Schedule
+
+
+class Export:
+    """Writes the trained adapter as a file with kohya's keys and metadata."""
+
+    def __init__(
+        self, config: TrainNetworkConfig, family: Family, method: Method, training_set: TrainingSet, schedule: Schedule
+    ) -> None:
+        self._config = config
+        self._family = family
+        self._method = method
+        self._training_set = training_set
+        self._schedule = schedule
+        self._started = time.time()
+
+    def __call__(self, path: Path, moment: Moment) -> Path:
+        precision = self._config.saving.save_precision or "float"
+        return self._method.export(path, precision=precision, metadata=self._metadata(path, moment))
+
+    def _metadata(self, path: Path, moment: Moment) -> dict[str, str]:
+        config, summary = self._config, self._training_set.summary()
+        model = Path(config.model.pretrained_model_name_or_path)
+        legacy, new = kohya_model_hashes(model)
+        facts = kohya.RunFacts(
+            session_id=int(self._started * 1000) % 2**32,
+            started_at=self._started,
+            finished_at=time.time(),
+            output_name=config.saving.output_name,
+            num_train_images=summary.uses,
+            num_reg_images=summary.reg_uses,
+            num_batches_per_epoch=summary.batches,
+            num_epochs=self._schedule.epochs,
+            epoch=moment.epoch,
+            steps=moment.step,
+            max_train_steps=self._schedule.total_steps,
+            base_model_version=self._family.base_model_version,
+            optimizer=f"torch.optim.{config.optimizer.optimizer_type}({','.join(config.optimizer.optimizer_args)})",
+            model_name=model.name,
+            model_hash=legacy,
+            new_model_hash=new,
+            datasets=self._datasets(),
+            dataset_dirs=self._folders(),
+            tag_frequency=self._tags(),
+        )
+        spec = kohya.modelspec_metadata(
+            architecture=f"{self._family.architecture}/lora",
+            title=path.stem,
+            resolution=self._training_set.datasets[0].resolution,
+            prediction_type=self._family.prediction_type,
+            saved_at=time.time(),
+            encoder_layer=config.model.clip_skip,
+        )
+        return {**kohya.training_metadata(config.flat(), facts), **spec}
+
+    def _folders(self) -> dict[str, Any]:
+        counts: dict[str, Any] = {}
+        for sample in self._training_set.samples:
+            entry = counts.setdefault(sample.subset.image_dir.name, {"n_repeats": sample.repeats, "img_count": 0})
+            entry["img_count"] += 1
+        return counts
+
+    def _tags(self) -> dict[str, dict[str, int]]:
+        counts: dict[str, dict[str, int]] = {}
+        for sample in self._training_set.samples:
+            tags = counts.setdefault(sample.subset.image_dir.name, {})
+            for tag in filter(None, (part.strip().lower() for part in sample.caption_text.split(","))):
+                tags[tag] = tags.get(tag, 0) + 1
+        return counts
+
+    def _datasets(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "is_dreambooth": True,
+                "batch_size_per_device": dataset.batch_size,
+                "resolution": list(dataset.resolution),
+                "enable_bucket": dataset.buckets.enable_bucket,
+                "subsets": [
+                    {
+                        "image_dir": subset.image_dir.name,
+                        "num_repeats": subset.num_repeats,
+                        "is_reg": subset.is_reg,
+                        "class_tokens": subset.class_tokens,
+                    }
+                    for subset in dataset.subsets
+                ],
+            }
+            for dataset in self._training_set.datasets
+        ]

@@ -1,0 +1,397 @@
+"""How a training task runs, from its configuration to the finished file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import host
+from trainer.data.config import read_dataset
+from trainer.errors import ConfigError, Problem
+from trainer.events import Events, Finished, Start, Stopped
+from trainer.hooks import resume
+from trainer.hooks.base import Hook, Moment
+from trainer.hooks.resume import Progress, ResumePoint
+from trainer.hooks.sampling import Sampling
+from trainer.hooks.saving import Saving, clash_problem, plan_saves
+from trainer.hooks.tracking import Tracking
+from trainer.lazy import torch
+from trainer.loop import LengthOptions, Maths, Parts, train
+from trainer.maths.diffusion import Diffusion
+from trainer.maths.rng import randn_slots
+from trainer.run_folder import Request, RunFolder
+from trainer.tasks.base import with_seed, write_record
+from trainer.tasks.environment import environment, fingerprint_of, packages
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from trainer.data.dataset import TrainingSet
+    from trainer.data.loader import LoadedBatch
+    from trainer.data.sampler import StepPlan
+    from trainer.families.base import Family
+    from trainer.methods.base import Method
+    from trainer.tasks.train_network import TrainNetworkConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is. epoch_ends: epoch (from 1) -> the step it ends with."""
+
+    total_steps: int
+    steps_per_epoch: int
+    epoch_ends: Mapping[int, int]
+
+    @property
+    def epochs(self) -> int:
+        return len(self.epoch_ends)
+
+
+def schedule_of(length: LengthOptions, plan_epoch: Callable[[int], Sequence[Any]]) -> Schedule:
+    """The run's steps. Epochs may differ by a step where regularisation pictures take turns, so they are counted."""
+    ends: dict[int, int] = {}
+    steps = 0
+    limit = math.inf if length.max_train_epochs else length.max_train_steps
+    first = len(plan_epoch(0))
+    while len(ends) < (length.max_train_epochs or math.inf) and steps < limit:
+        steps += len(plan_epoch(len(ends)))
+        ends[len(ends) + 1] = steps
+    total = int(min(steps, limit))
+    return Schedule(total, first, {epoch: min(end, total) for epoch, end in ends.items()})
+
+
+def epoch_planner(
+    training_set: TrainingSet, config: TrainNetworkConfig, *, processes: int
+) -> Callable[[int], list[StepPlan]]:
+    """plan_epoch(epoch) of this run; the last plans are kept, since schedule, loop and loader ask for the same."""
+    from functools import lru_cache
+
+    from trainer.data.sampler import plan_epoch
+
+    seed = config.length.seed
+    assert seed is not None
+    accumulation = config.length.gradient_accumulation_steps
+    return lru_cache(maxsize=4)(
+        lambda epoch: plan_epoch(training_set, seed=seed, epoch=epoch, accumulation=accumulation, processes=processes)
+    )
+
+
+def disk_problem(config: TrainNetworkConfig, schedule: Schedule, first_step: int, model_bytes: int) -> Problem | None:
+    """Whether all planned saves fit on the disk; a resume point is three times a float32 model."""
+    plan = plan_saves(config.saving, schedule.epoch_ends, first_step=first_step, total_steps=schedule.total_steps)
+    size = {"float": 4, "fp16": 2, "bf16": 2}[config.saving.save_precision or "float"] * model_bytes // 4
+    models = len(plan.models)
+    for keep, every in (
+        (config.saving.save_last_n_epochs, config.saving.save_every_n_epochs),
+        (config.saving.save_last_n_steps, config.saving.save_every_n_steps),
+    ):
+        if keep and every:
+            models = min(models, keep // every + 2)
+    needed = models * size + max(1, min(len(plan.states), models)) * model_bytes * 3
+    free = host.free_bytes(config.saving.output_dir)
+    if free > needed:
+        return None
+    said = f"{models} planned saves need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
+    remedy = "Make room, choose another folder, save less often, or keep fewer with save_last_n_epochs"
+    return Problem("output_dir", said, str(config.saving.output_dir), remedy=remedy)
+
+
+def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
+    """Train from beginning to end, or from a resume point on."""
+    began = time.monotonic()
+    events.phase("starting")
+    config, point = _settle(config)
+    _set_threads(config, point)
+
+    events.phase("scanning")
+    training_set = _scan(config, events)
+
+    events.phase("loading")
+    accelerator = _accelerator(config, events)
+    plan_epoch = epoch_planner(training_set, config, processes=accelerator.num_processes)
+    schedule = schedule_of(config.length, plan_epoch)
+    progress = point.progress if point else Progress()
+    _refuse_clashes(config, schedule, progress)
+    family, method = _build_model(config, accelerator)
+    _refuse_small_disk(config, schedule, progress, method)
+    depends = _depends(config, training_set, accelerator)
+    parts = _build_parts(config, accelerator, family, method, training_set, schedule, events)
+    if point:
+        resume.check_same(point, depends)
+        _restore(Path(config.resume.resume or ""), parts)
+    model = Path(config.model.pretrained_model_name_or_path)
+    if accelerator.is_main_process:
+        facts = environment(model, accelerator, training_set)
+        write_record(config, folder, {**facts, "parents": list(point.parents) if point else []})
+    events.emit(
+        Start(
+            task=config.task,
+            output_name=config.saving.output_name,
+            total_steps=schedule.total_steps,
+            steps_per_epoch=schedule.steps_per_epoch,
+            epochs=schedule.epochs,
+            first_step=progress.step,
+            num_pictures=len(training_set.samples),
+            device=str(accelerator.device),
+            trainable_parameters={g.name: sum(p.numel() for p in g.parameters) for g in method.groups()},
+        )
+    )
+
+    from trainer.tasks.metadata import Export
+
+    seed = config.length.seed or 0
+    where = Where(progress)
+    saving = Saving(
+        config.saving,
+        events,
+        folder,
+        export=Export(config, family, method, training_set, schedule),
+        save_state=StateWriter(parts, where, depends, folder, point),
+        is_main=accelerator.is_main_process,
+    )
+    hooks: list[Hook] = [
+        Tracking(config.tracking, events, folder.path, is_main=accelerator.is_main_process),
+        *([Sampling(config.sampling, events, folder.samples, family=family, method=method, seed=seed)]
+          if accelerator.is_main_process else []),
+        saving,
+    ]  # fmt: skip
+    events.phase("training")
+    finished = train(
+        parts,
+        plan_epoch=plan_epoch,
+        progress=progress,
+        total_steps=schedule.total_steps,
+        hooks=hooks,
+        requests=Requests(folder, accelerator),
+        on_progress=where.update,
+    )
+    parts.loader.close()
+    accelerator.wait_for_everyone()
+    if finished:
+        events.emit(Finished(schedule.total_steps, str(saving.final_path), round(time.monotonic() - began, 1)))
+    else:
+        events.emit(Stopped(where.progress.step, str(saving.state_path)))
+
+
+def _settle(config: TrainNetworkConfig) -> tuple[TrainNetworkConfig, ResumePoint | None]:
+    """Draw the seed if it was left open; a resumed run takes its seed from the resume point."""
+    if config.resume.resume is None:
+        return with_seed(config, "length"), None
+    point = resume.read_point(Path(config.resume.resume))
+    if config.length.seed is None:
+        length = config.length.model_copy(update={"seed": point.depends["seed"]})
+        sources = {**config.sources, "seed": "the resume point"}
+        config = dataclasses.replace(config, length=length, sources=sources)
+    return config, point
+
+
+def _set_threads(config: TrainNetworkConfig, point: ResumePoint | None) -> None:
+    """Sums in another order end in other last digits, so a resumed run keeps its thread count."""
+    threads = config.memory.num_cpu_threads or (point.threads if point else None)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _scan(config: TrainNetworkConfig, events: Events) -> TrainingSet:
+    from trainer.data.dataset import TrainingSet
+
+    dataset = read_dataset(config.data, sources=config.sources)
+    training_set = TrainingSet.build(dataset, progress=lambda done, total: events.phase("scanning", done, total))
+    for note in training_set.notes:
+        events.warning(note)
+    return training_set
+
+
+def _accelerator(config: TrainNetworkConfig, events: Events) -> Accelerator:
+    """Device and processes; what accelerate's own configuration says besides is said and not followed."""
+    from accelerate import Accelerator
+
+    for name, ours in (("MIXED_PRECISION", config.memory.mixed_precision), ("DYNAMO_BACKEND", "no")):
+        theirs = os.environ.get(f"ACCELERATE_{name}", ours).lower()
+        if theirs != ours:
+            events.warning(f"accelerate's configuration says {name.lower()} {theirs}; this run uses {ours}")
+    for name in ("USE_DEEPSPEED", "USE_FSDP", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG"):
+        if os.environ.pop(f"ACCELERATE_{name}", "false").lower() == "true":
+            events.warning(f"accelerate's configuration says {name.lower()}, which this program does not use")
+    os.environ["ACCELERATE_DYNAMO_BACKEND"] = "NO"
+    return Accelerator(mixed_precision=config.memory.mixed_precision)
+
+
+def _build_model(config: TrainNetworkConfig, accelerator: Accelerator) -> tuple[Family, Method]:
+    from trainer.families.base import load_family
+    from trainer.methods.adapter import AdapterMethod
+
+    family = load_family(config.model, dtype=config.memory.weight_dtype, device=accelerator.device)
+    method = AdapterMethod(family, config.adapter, config.optimizer, seed=config.length.seed or 0)
+    if config.memory.gradient_checkpointing:
+        family.enable_gradient_checkpointing(text_encoders=len(method.trainable_components()) > 1)
+    return family, method
+
+
+def _build_parts(
+    config: TrainNetworkConfig,
+    accelerator: Accelerator,
+    family: Family,
+    method: Method,
+    training_set: TrainingSet,
+    schedule: Schedule,
+    events: Events,
+) -> Parts:
+    """Optimizer, schedule, data and the prepared modules."""
+    from trainer.data.loader import Loader
+    from trainer.optim import optimizers, schedules
+
+    optimizer = optimizers.build(config.optimizer, method.groups())
+    modules = method.modules()
+    *prepared, prepared_optimizer = accelerator.prepare(*modules.values(), optimizer)
+    method.use_prepared(dict(zip(modules, prepared, strict=True)))
+    loader = Loader(
+        training_set,
+        seed=config.length.seed or 0,
+        load_pixels=not config.data.cache_latents,
+        num_workers=config.data.max_data_loader_n_workers,
+        persistent=config.data.persistent_data_loader_workers,
+    )
+    return Parts(
+        family=family,
+        method=method,
+        diffusion=Diffusion(family.alphas_cumprod, family.prediction_type),
+        loader=loader,
+        latents=_latents(config, family, training_set, accelerator, events),
+        optimizer=prepared_optimizer,
+        schedule=schedules.build(config.schedule, optimizer, schedule.total_steps),
+        accelerator=accelerator,
+        maths=Maths(config.noise, config.timesteps, config.loss),
+        max_grad_norm=config.optimizer.max_grad_norm,
+        seed=config.length.seed or 0,
+    )
+
+
+def _latents(
+    config: TrainNetworkConfig, family: Family, training_set: TrainingSet, accelerator: Accelerator, events: Events
+) -> Callable[[LoadedBatch], Tensor]:
+    """How a batch becomes latents: drawn from the cache, or encoded on the spot; the same bits either way."""
+    from trainer.data.cache import LatentCache, draw_latents, encode_each
+
+    seed, device, batch_size = config.length.seed or 0, accelerator.device, config.data.vae_batch_size
+
+    def noise(batch: LoadedBatch, shape: Sequence[int]) -> Tensor:
+        return randn_slots(seed, "latent", batch.epoch, batch.slots, shape)
+
+    if config.data.cache_latents:
+        say = lambda done, total: events.phase("caching", done, total)  # noqa: E731
+        cache = LatentCache.build(training_set, family.encode_latents, batch_size=batch_size, progress=say)
+        # the VAE has done its work; sampling brings it back
+        family.vae.to("cpu")
+
+        def cached(batch: LoadedBatch) -> Tensor:
+            mean_BCHW, std_BCHW = cache.moments(batch.keys)
+            return draw_latents(mean_BCHW, std_BCHW, noise(batch, mean_BCHW.shape[1:])).to(device)
+
+        return cached
+
+    def encoded(batch: LoadedBatch) -> Tensor:
+        assert batch.pixels_BCHW is not None
+        mean_BCHW, std_BCHW = encode_each(family.encode_latents, batch.pixels_BCHW, batch_size=batch_size)
+        drawn_BCHW = draw_latents(mean_BCHW.cpu(), std_BCHW.cpu(), noise(batch, mean_BCHW.shape[1:]))
+        return drawn_BCHW.to(device)
+
+    return encoded
+
+
+def _refuse_clashes(config: TrainNetworkConfig, schedule: Schedule, progress: Progress) -> None:
+    plan = plan_saves(config.saving, schedule.epoch_ends, first_step=progress.step, total_steps=schedule.total_steps)
+    if problem := clash_problem(config.saving, plan):
+        raise ConfigError([problem])
+
+
+def _refuse_small_disk(config: TrainNetworkConfig, schedule: Schedule, progress: Progress, method: Method) -> None:
+    trained = sum(p.numel() for group in method.groups() for p in group.parameters)
+    if problem := disk_problem(config, schedule, progress.step, trained * 4):
+        raise ConfigError([problem])
+
+
+@dataclass
+class Where:
+    """Where the run stands now; the loop moves it on."""
+
+    progress: Progress
+
+    def update(self, progress: Progress) -> None:
+        self.progress = progress
+
+
+def _depends(config: TrainNetworkConfig, training_set: TrainingSet, accelerator: Accelerator) -> dict[str, Any]:
+    """What must be the same for a run to go on as it was. Two processes may become one with twice the accumulation."""
+    flat = config.flat()
+    names = (
+        *("seed", "network_module", "network_dim", "network_alpha", "clip_skip", "optimizer_type", "mixed_precision"),
+        *("min_timestep", "max_timestep", "noise_offset", "min_snr_gamma", "lr_scheduler", "lr_warmup_steps"),
+        *("learning_rate", "unet_lr", "text_encoder_lr", "optimizer_args", "max_grad_norm", "prior_loss_weight"),
+    )
+    accumulated = config.length.gradient_accumulation_steps * accelerator.num_processes
+    return {
+        **{name: flat[name] for name in names},
+        "gradient_accumulation_steps": accumulated,
+        "dataset": fingerprint_of(training_set),
+    }
+
+
+@dataclass(frozen=True)
+class StateWriter:
+    """Writes a resume point of the run as it stands."""
+
+    parts: Parts
+    where: Where
+    depends: Mapping[str, Any]
+    folder: RunFolder
+    point: ResumePoint | None
+
+    def __call__(self, path: Path, moment: Moment) -> Path:
+        if not self.parts.accelerator.is_main_process:
+            return path
+        parents = (*(self.point.parents if self.point else ()), str(self.folder.path))
+        point = ResumePoint(self.where.progress, self.depends, torch.get_num_threads(), parents, versions=packages())
+        scaler = self.parts.accelerator.scaler
+        state = {
+            "optimizer": self.parts.optimizer.state_dict(),
+            "schedule": self.parts.schedule.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+        }
+        return resume.save(path, point, self.parts.method.state_dict(), state)
+
+
+def _restore(path: Path, parts: Parts) -> None:
+    """Put weights, optimizer and schedule back as they were saved."""
+    _, trained, state = resume.load(path)
+    parts.method.load_state_dict(trained)
+    parts.optimizer.load_state_dict(state["optimizer"])
+    parts.schedule.load_state_dict(state["schedule"])
+    if parts.accelerator.scaler and state["scaler"]:
+        parts.accelerator.scaler.load_state_dict(state["scaler"])
+
+
+class Requests:
+    """Requests left in the run folder; read by the first process, acted on by all after the same step."""
+
+    def __init__(self, folder: RunFolder, accelerator: Accelerator) -> None:
+        self._folder = folder
+        self._accelerator = accelerator
+
+    def __call__(self) -> frozenset[str]:
+        names: tuple[Request, ...] = ("stop", "save", "sample")
+        found = [n for n in names if self._accelerator.is_main_process and self._folder.take(n)]
+        if self._accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            shared = [found]
+            broadcast_object_list(shared)
+            found = shared[0]
+        return frozenset(found)
