@@ -28,7 +28,7 @@ MOST_CAPTION_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Seen:
-    """What a folder or a saved data set holds. extension: of most captions, "" without any. trigger: captions with it."""
+    """What a folder or a saved data set holds. extension: of most captions, "" without any."""
 
     folders: tuple[Path, ...] = ()
     pictures: int = 0

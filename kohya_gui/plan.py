@@ -6,6 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from kohya_gui.pictures import Seen
 from kohya_gui.request import MODEL, Request, path_of, read_prompts, spec
@@ -105,7 +106,7 @@ def _number(request: Request, name: str) -> int | None:
     return value  # type: ignore[no-any-return]
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

@@ -1,4 +1,4 @@
-"""Presets as the page handles them: which there are, what loading one changes, and saving one without paths or secrets."""
+"""Presets on the page: which there are, what loading one changes, and saving one without paths or secrets."""
 
 from __future__ import annotations
 

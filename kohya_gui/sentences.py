@@ -155,7 +155,7 @@ def _by_option(problems: Sequence[Problem]) -> list[dict[str, str]]:
 
 
 def refusal(problems: Sequence[Problem], fields: Mapping[str, str]) -> str:
-    """Why nothing was started, by the Start button: links to the fields (name -> label), whole sentences without one."""
+    """Why nothing was started, by the Start button: links to the fields (name -> label), else whole sentences."""
     named = [option for option in dict.fromkeys(p.option for p in problems) if option in fields]
     links = [f'<a href="#opt-{escaped(option)}">{escaped(fields[option])}</a>' for option in named]
     rest = [p for p in problems if p.option not in fields]

@@ -153,6 +153,14 @@ def test_the_second_job_waits_for_the_first_and_then_runs(tmp_path: Path) -> Non
     assert end(second, two).state == "finished"
 
 
+def test_a_job_that_cannot_be_started_says_why(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_job(Job((str(tmp_path / "no such program"),), str(ROOT)))
+    process = subprocess.Popen([sys.executable, "-m", "trainer.supervise", str(tmp_path)], env=ENV, **host.detached())
+    status = end(folder, process)
+    assert status.state == "failed" and "no such program" in status.cause
+
+
 def test_a_queued_job_can_be_taken_out(tmp_path: Path) -> None:
     lock = (str(tmp_path / "device"),)
     first, second = RunFolder(tmp_path / "1"), RunFolder(tmp_path / "2")

@@ -42,6 +42,8 @@ def supervise(folder: RunFolder, *, grace_seconds: float = GRACE_SECONDS) -> Sta
             folder.write_status(status)
             code = _run(folder, status, grace_seconds=grace_seconds)
             end = end_of(folder, status, code)
+    except OSError as error:
+        end = replace(status, state="failed", cause=f"could not be started: {error}", ended=time.time())
     except _Cancelled:
         end = replace(status, state="stopped", cause="taken out of the queue before it began", ended=time.time())
     folder.write_status(end)

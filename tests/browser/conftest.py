@@ -45,7 +45,7 @@ def free_port() -> int:
 
 @dataclass
 class Server:
-    """gui.py in its own process group; `home` is its working folder: runs/, outputs/, uploads/ and presets/user/ in it."""
+    """gui.py in its own process group; `home` holds its runs/, outputs/, uploads/ and presets/user/."""
 
     home: Path
     port: int

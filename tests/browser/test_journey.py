@@ -46,14 +46,20 @@ def own_pictures(tmp_path: Path, tiny_folder: Path) -> Callable[[Page], None]:
         fill(page, "resolution", 64)
         fill(page, "train_batch_size", 1)
         fill(page, "class_tokens", "sks house")
-        cell = page.locator("#prompts tbody td").first
-        cell.scroll_into_view_if_needed()
-        cell.dblclick()
-        page.keyboard.press("Control+a")
-        page.keyboard.type("a sks house --w 64 --h 64 --s 4 --d 1")
-        page.keyboard.press("Enter")
+        for column, text in {0: "a sks house", 2: "64", 3: "1", 4: "4"}.items():
+            cell = page.locator(f"#prompts [data-row='0'][data-col='{column}']").first
+            cell.dblclick()
+            cell.locator("textarea, input").first.fill(text)
+            page.keyboard.press("Enter")
+            expect(cell).to_contain_text(text)
 
     return fill_form
+
+
+def open_form(page: Page, server: Server) -> None:
+    """Open the page and wait until it has loaded the example."""
+    page.goto(server.url)
+    expect(page.locator("#preset-note")).to_contain_text("example-house", timeout=60 * SECONDS)
 
 
 def press_start(page: Page, server: Server) -> RunFolder:
@@ -105,7 +111,7 @@ def journey(page: Page, server: Server, watched: Watched) -> None:
 
 
 def test_from_start_to_stop(server: Server, page: Page, own_pictures: Callable[[Page], None], watched: Watched) -> None:
-    page.goto(server.url)
+    open_form(page, server)
     own_pictures(page)
     fill(page, "max_train_epochs", 2000)
     journey(page, server, watched)
@@ -113,14 +119,14 @@ def test_from_start_to_stop(server: Server, page: Page, own_pictures: Callable[[
 
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="the example's model is still being trained")
 def test_the_example_from_start_to_stop(server: Server, page: Page, watched: Watched) -> None:
-    page.goto(server.url)
+    open_form(page, server)
     expect(page.locator("#badge")).to_contain_text("Stable Diffusion 1", timeout=30 * SECONDS)
     fill(page, "max_train_epochs", 2000)
     journey(page, server, watched)
 
 
 def test_a_finished_run_hands_over_its_file(server: Server, page: Page, own_pictures: Callable[[Page], None]) -> None:
-    page.goto(server.url)
+    open_form(page, server)
     own_pictures(page)
     fill(page, "max_train_epochs", 1)
     fill(page, "num_repeats", 1)
@@ -139,7 +145,7 @@ def test_a_finished_run_hands_over_its_file(server: Server, page: Page, own_pict
 def test_a_killed_trainer_is_a_failure_with_a_cause(
     server: Server, page: Page, own_pictures: Callable[[Page], None]
 ) -> None:
-    page.goto(server.url)
+    open_form(page, server)
     own_pictures(page)
     fill(page, "max_train_epochs", 2000)
     folder = press_start(page, server)

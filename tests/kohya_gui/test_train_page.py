@@ -333,7 +333,7 @@ def test_what_came_from_outside_is_escaped(tmp_path: Path) -> None:
 
 def test_findings_of_the_check_find_their_field(settings: Settings) -> None:
     wanted = Request({}, class_pictures="/c")
-    text = 'a line of some library\n{"findings": [{"option": "image_dir", "message": "none", "value": "/c"}], "plan": null}'
+    text = 'a library speaks\n{"findings": [{"option": "image_dir", "message": "none", "value": "/c"}], "plan": null}'
     found = launch._findings(text)
     assert found is not None
     assert launch._at_home(found[0], wanted, settings).option == "reg_image_dir"

@@ -144,7 +144,12 @@ class StableDiffusion1(Family):
         scheduler = build_scheduler(request.sampler, self.scheduler_config)
         unet, encoders = _unwrap(denoiser), [_unwrap(encoder) for encoder in text_encoders]
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        with torch.no_grad(), _evaluating(unet, self.vae, *encoders), self._autocast(unet):
+        with (
+            torch.no_grad(),
+            _evaluating(unet, self.vae, *encoders),
+            _beside(self.vae, unet),
+            self._autocast(unet),
+        ):
             prompts = [request.prompt, request.negative_prompt]
             wanted_BLD, unwanted_BLD = self.encode_prompts(encoders, prompts).states_BLD.split(1)
             pipeline = _pipeline_class()(
@@ -319,6 +324,17 @@ def _paths_below(module: nn.Module, block_names: Sequence[str]) -> tuple[str, ..
 def _unwrap(module: nn.Module) -> Any:
     """The model inside DDP and the like."""
     return accelerate.utils.extract_model_from_parallel(module, keep_fp32_wrapper=True)
+
+
+@contextlib.contextmanager
+def _beside(module: Any, other: Any) -> Iterator[None]:
+    """A module on another's device; the VAE leaves the card once latents are cached, and comes back to decode."""
+    before = module.device
+    module.to(other.device)
+    try:
+        yield
+    finally:
+        module.to(before)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Ratios that say whether the studio costs more than the work itself."""

@@ -1,0 +1,103 @@
+"""The example, end to end and scored: did training teach the concept, and is the shipped model what its card says?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from examples.make import evaluate, score, world
+from trainer.events import Finished, Sample, Step, read_events
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "examples" / "model"
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.slow
+
+
+def share_right(pipe: Any, prompts: Sequence[tuple[str, world.Spec]]) -> float:
+    images = evaluate.pictures(pipe, [caption for caption, _ in prompts])
+    return sum(score.right(image, spec) for image, (_, spec) in zip(images, prompts, strict=True)) / len(prompts)
+
+
+def pipeline() -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    torch.set_num_threads(1)
+    return StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None, local_files_only=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the example was trained by the shipped configuration, from the command line."""
+    folder = tmp_path_factory.mktemp("example")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    argv = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "trainer"]
+    argv += ["train_network", "--config_file", str(ROOT / "config_files" / "example_lora.toml"), "--run_dir", "run"]
+    began = time.monotonic()
+    done = subprocess.run(argv, cwd=folder, env=ENV, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "seconds").write_text(str(time.monotonic() - began))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(run: Path) -> Any:
+    """diffusers with the trained file, loaded as a user does."""
+    pipe = pipeline()
+    pipe.load_lora_weights(run / "outputs" / "sks_house.safetensors")
+    return pipe
+
+
+def test_the_scorer_tells_right_from_wrong() -> None:
+    import random
+
+    rng = random.Random(0)
+    specs = [spec for _, spec in evaluate.old_prompts(100, 5)]
+    drawn = [world.draw(spec, rng) for spec in specs]
+    assert sum(score.right(picture, spec) for picture, spec in zip(drawn, specs, strict=True)) >= 99
+    others = specs[1:] + specs[:1]
+    assert sum(score.right(picture, spec) for picture, spec in zip(drawn, others, strict=True)) <= 2
+
+
+def test_the_model_draws_what_old_prompts_say() -> None:
+    assert share_right(pipeline(), evaluate.old_prompts(64, 1001)) >= 0.65
+
+
+def test_the_model_draws_compositions_it_never_saw() -> None:
+    assert share_right(pipeline(), evaluate.unseen_prompts(64, 1002)) >= 0.65
+
+
+def test_before_training_there_is_no_house() -> None:
+    prompts = [(c, s) for c, s, _ in evaluate.concept_prompts(24, 1003)]
+    assert share_right(pipeline(), prompts) <= 0.05
+
+
+def test_training_teaches_the_house_also_where_it_was_never_seen(taught: Any) -> None:
+    prompts = evaluate.concept_prompts(32, 1003)
+    assert share_right(taught, [(c, s) for c, s, _ in prompts]) >= 0.40
+    assert share_right(taught, [(c, s) for c, s, seen in prompts if not seen]) >= 0.25
+
+
+def test_training_does_not_forget_the_rest(taught: Any) -> None:
+    prompts = evaluate.old_prompts(64, 2001)
+    assert share_right(pipeline(), prompts) - share_right(taught, prompts) <= 0.25
+
+
+def test_the_run_said_what_it_did(run: Path) -> None:
+    events = [line.event for line in read_events(run / "run" / "events.jsonl")[0]]
+    steps = [e for e in events if isinstance(e, Step)]
+    assert isinstance(events[-1], Finished)
+    first, last = steps[: len(steps) // 6], steps[-len(steps) // 6 :]
+    assert sum(s.loss for s in last) / len(last) < sum(s.loss for s in first) / len(first)
+    drawn = {e.step for e in events if isinstance(e, Sample)}
+    assert 0 in drawn and steps[-1].step in drawn
