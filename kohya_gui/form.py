@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from trainer.schema import OptionSpec, specs_of
+from trainer.schema import OptionSpec
 from trainer.store import Sourced, default_text
 
 SOURCE = "form"
@@ -39,9 +39,9 @@ class Form:
         assert name not in self.components, f"{name} is drawn twice"
         if spec.widget in PATH_WIDGETS:
             self.browse[name] = gr.Button("Browse…", render=False)
-        component = _component(
-            spec, label=label or spec.label, info=info or info_text(spec), button=self.browse.get(name)
-        )
+        info = info or info_text(spec)
+        component = _component(spec, label=label or spec.label, info=info, button=self.browse.get(name))
+        component.visible = all(self.specs[key].default in kinds for key, kinds in spec.when.items())
         if value is not None:
             component.value = shown(spec, value)
         self.components[name] = component
@@ -71,7 +71,7 @@ class Form:
         for key in keys:
             governed = [spec for spec in self.specs.values() if key in spec.when]
             self.components[key].change(
-                _visibility(key, governed),
+                _visibility(self.specs[key], governed),
                 self.components[key],
                 [self.components[s.name] for s in governed],
                 show_progress="hidden",
@@ -156,7 +156,6 @@ def _component(spec: OptionSpec, *, label: str, info: str, button: gr.Button | N
         "elem_id": f"opt-{spec.name}",
         "elem_classes": ["field", f"field-{spec.widget or spec.type.__name__.lower()}"],
         "interactive": True,
-        "visible": _applies(spec),
         "min_width": 220,
     }
     if spec.type is bool and not spec.optional:
@@ -183,19 +182,10 @@ def _placeholder(spec: OptionSpec) -> str:
     return shown(spec, spec.default) or "not set"
 
 
-def _applies(spec: OptionSpec) -> bool:
-    """Whether the default choice of plug-ins has this option."""
-    defaults = {field.name: field.default for field in _defaults_of(spec)}
-    return all(defaults.get(key) in kinds for key, kinds in spec.when.items())
-
-
-def _defaults_of(spec: OptionSpec) -> list[OptionSpec]:
-    return list(specs_of(spec.owner)) if spec.when else []
-
-
-def _visibility(key: str, governed: Sequence[OptionSpec]) -> Callable[[Any], Any]:
-    def change(kind: Any) -> Any:
-        updates = [gr.update(visible=kind in spec.when[key]) for spec in governed]
+def _visibility(key: OptionSpec, governed: Sequence[OptionSpec]) -> Callable[[Any], Any]:
+    def change(typed: Any) -> Any:
+        kind = next(_typed(key, typed), key.default)
+        updates = [gr.update(visible=kind in spec.when[key.name]) for spec in governed]
         return updates[0] if len(updates) == 1 else updates
 
     return change

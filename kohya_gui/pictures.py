@@ -22,7 +22,7 @@ from trainer.errors import TrainerError
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "AVIF": ".avif"}
 CAPTIONS = (".txt", ".caption")
 THUMB_PIXELS = 96
-MOST_THUMBS = 10
+MOST_THUMBS = 12
 MOST_CAPTION_BYTES = 64 * 1024
 
 

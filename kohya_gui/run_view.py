@@ -31,13 +31,14 @@ from trainer.events import (
     Warning,
     read_events,
 )
-from trainer.run_folder import ENDED, RunFolder, State, Status, list_runs
+from trainer.run_folder import ENDED, Request, RunFolder, State, Status, list_runs
 
 LOG_LINES = 40
 FOLLOWED_RUNS = 8
 TAIL_BYTES = 16 * 1024
 HEAD_BYTES = 64 * 1024
 START_SECONDS = 60.0
+REQUESTS: tuple[Request, ...] = ("stop", "save", "sample")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class RunView:
 
     activity: the phase, or what the supervisor does before the trainer speaks; activity_since: when that began.
     end_time: when the last step is expected. last_sign: when the run last said anything.
+    waiting: requests that the trainer has not taken yet.
     """
 
     folder: RunFolder
@@ -78,6 +80,7 @@ class RunView:
     stopped: Stopped | None
     finished: Finished | None
     stop_asked: float | None
+    waiting: frozenset[Request]
 
     @property
     def name(self) -> str:
@@ -316,6 +319,7 @@ def _view(folder: RunFolder, status: Status | None, progress: _Progress) -> RunV
         stopped=progress.stopped,
         finished=progress.finished,
         stop_asked=runs.stop_asked(folder),
+        waiting=frozenset(request for request in REQUESTS if folder.asked(request)),
     )
 
 

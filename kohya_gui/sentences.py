@@ -162,7 +162,7 @@ def refusal(problems: Sequence[Problem], fields: Mapping[str, str]) -> str:
     loose = [escaped(f"{p.option}: {problem_text(p)}" if p.option else problem_text(p)) for p in rest]
     count = len(problems)
     head = f"Not started: {count} thing{'' if count == 1 else 's'} to mend."
-    return f'<span><span class="todo">{head}</span> {", ".join(links)} {"<br>".join(loose)}</span>'
+    return status(f'<span class="todo">{head}</span> {", ".join(links)} {"<br>".join(loose)}')
 
 
 def problems_list(problems: Sequence[Problem]) -> str:
@@ -171,7 +171,17 @@ def problems_list(problems: Sequence[Problem]) -> str:
     return "".join(f'<div class="field-error">{escaped(line)}</div>' for line in lines)
 
 
+def started(run_name: str) -> str:
+    """Where to look after Start."""
+    return status(f"The run <b>{escaped(run_name)}</b> is under way; see the tab Runs.")
+
+
 # words
+
+
+def status(html: str) -> str:
+    """A line that screen readers say when it changes."""
+    return f'<span role="status">{html}</span>'
 
 
 def sentence_of(text: str) -> str:

@@ -37,11 +37,16 @@ class Settings:
     roots: tuple[Path, ...]
     example: Example
 
+    def short(self, path: Path) -> str:
+        """A path as a person would type it: from the home folder on where it lies in it."""
+        return str(path.relative_to(self.home) if path.is_relative_to(self.home) else path)
+
     @classmethod
     def of(cls, home: Path, *, roots: Sequence[Path] = ()) -> Settings:
         """The usual places: what the person makes lies under `home`, what we ship beside the program."""
         home = home.resolve()
-        examples = PROJECT / "examples"
+        own = home / "examples"
+        examples = own if own.is_dir() else PROJECT / "examples"
         return cls(
             home=home,
             project=PROJECT,

@@ -130,5 +130,25 @@
     reveal(link.getAttribute("href").slice(5));
   });
 
-  window.studio = { showProblems: showProblems, reveal: reveal };
+  // the folder dialog: focus goes in, Escape closes it, focus goes back
+  let cameFrom = null;
+  function enterDialog() {
+    const dialog = document.getElementById("browser");
+    if (!dialog) return;
+    cameFrom = document.activeElement;
+    dialog.setAttribute("role", "dialog");
+    dialog.setAttribute("aria-modal", "true");
+    dialog.setAttribute("aria-label", "Choose on this machine");
+    const box = dialog.querySelector("textarea, input");
+    if (box) box.focus();
+  }
+
+  document.addEventListener("keydown", function (event) {
+    const close = document.querySelector("#browser-close");
+    if (event.key !== "Escape" || !close || !close.offsetParent) return;
+    close.click();
+    if (cameFrom) cameFrom.focus();
+  });
+
+  window.studio = { enterDialog: enterDialog, showProblems: showProblems, reveal: reveal };
 })();

@@ -36,7 +36,7 @@ class FolderBrowser:
             with gr.Row():
                 self.up = gr.Button("Up", size="sm", min_width=80)
                 self.start = gr.Button("All places", size="sm", min_width=80)
-                self.close = gr.Button("Close", size="sm", min_width=80)
+                self.close = gr.Button("Close", size="sm", min_width=80, elem_id="browser-close")
                 self.use = gr.Button(
                     "Use this folder", size="sm", variant="primary", min_width=140, elem_id="browser-use"
                 )
@@ -44,7 +44,8 @@ class FolderBrowser:
     def serve(self, name: str, button: gr.Button, box: Any, wanted: Wanted) -> None:
         """Let a button fill a box."""
         self.boxes[name] = (box, wanted)
-        button.click(partial(self.open, name), box, self._outputs(), **QUIET)
+        shown = button.click(partial(self.open, name), box, self._outputs(), **QUIET)
+        shown.then(None, None, None, js="() => window.studio.enterDialog()")
 
     def finish(self) -> None:
         """Wire what the dialog does to all boxes served."""

@@ -79,7 +79,7 @@ class PresetCard:
             return {self.changes: sentences.problems_list(error.problems)}
         return self._put(loaded, values)
 
-    def upload(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
+    def load_file(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
         """A preset from a person's own file into the form."""
         try:
             loaded = presets.load_file(self.config, Path(str(values[self.upload])))

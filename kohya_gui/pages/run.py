@@ -255,14 +255,21 @@ def _buttons(view: RunView | None) -> dict[str, Any]:
     living = view is not None and view.is_living
     stopping = view is not None and view.stop_asked is not None
     training = living and view is not None and view.step is not None and not stopping
+    waiting = view.waiting if view is not None else frozenset()
+    sample, save = "sample" in waiting, "save" in waiting
     return {
-        "sample": {"visible": living, "interactive": training},
-        "save": {"visible": living, "interactive": training},
+        "sample": {"visible": living, "interactive": training and not sample, "value": _asked("Sample now", sample)},
+        "save": {"visible": living, "interactive": training and not save, "value": _asked("Save now", save)},
         "stop": {"visible": living and not stopping},
         "kill": {"visible": living and stopping},
         "fold": {"visible": view is not None},
         "download": {"visible": view is not None and view.model is not None},
     }
+
+
+def _asked(text: str, is_waiting: bool) -> str:
+    """A button says that its wish was heard and comes after the step."""
+    return f"{text} …" if is_waiting else text
 
 
 def _update(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,18 @@ from kohya_gui.pages.preset_card import PresetCard
 from kohya_gui.pages.run import TAB as RUNS_TAB
 from kohya_gui.pages.run import RunPage
 from kohya_gui.pages.train_fields import BASIC, BLANK_ROW, TrainFields
-from kohya_gui.plan import make_plan, measured_seconds, sentence
-from kohya_gui.request import MODEL, Request, path_of
+from kohya_gui.pages.train_notes import BY_HAND, TrainNotes
+from kohya_gui.request import MODEL
 from kohya_gui.settings import Settings
 from trainer.errors import Problem, TrainerError
 from trainer.formats import prompts
-from trainer.schema import validate
 from trainer.tasks.train_network import TrainNetworkConfig
 
 OWN_PRESET = "sd15-lora"
 OWN_NAME = "my-lora"
 EXAMPLE_NAME = "house"
 EXAMPLE_TRIGGER = "sks house"
-BY_HAND = "As set below, by hand"
-LIVE: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
+EXAMPLE_REPEATS = "2"
 BROWSED: dict[str, Wanted] = {"model": "model", "folder": "folder", "path": "toml"}
 
 
@@ -58,13 +56,14 @@ class TrainPage:
             self.start_button = gr.Button("Start", variant="primary", scale=0, min_width=170, elem_id="start")
         self.problems = gr.Textbox(visible="hidden", elem_id="problems", show_label=False, container=False)
         self.browser = FolderBrowser(self.settings)
+        self.notes = TrainNotes(self.settings, self.fields, self.memory, self.plan)
 
     # events
 
     def attach(self, demo: gr.Blocks, tabs: gr.Tabs, run_page: RunPage) -> None:
         """Wire the tab, once all tabs are laid."""
         self._attach_browser()
-        self._attach_notes()
+        self.notes.attach(self.problems)
         self.presets.attach()
         self._attach_cards()
         self.form.follow_kinds()
@@ -98,50 +97,6 @@ class TrainPage:
             **QUIET,
         )
 
-    def _attach_notes(self) -> None:
-        where = {self.form.components["output_name"], self.form.components["output_dir"]}
-        gr.on([self.fields.model.change], self.see_model, self.fields.model, self.fields.badge, **LIVE)
-        gr.on(
-            [self.fields.pictures.change],
-            self.see_pictures,
-            self.fields.pictures,
-            [self.fields.counts, *self._plain_only()],
-            **LIVE,
-        )
-        gr.on(
-            [self.fields.class_pictures.change],
-            self.see_classes,
-            self.fields.class_pictures,
-            self.fields.class_counts,
-            **LIVE,
-        )
-        trigger_from = {self.fields.pictures, self.fields.trigger}
-        gr.on([c.change for c in trigger_from], self.see_trigger, trigger_from, self.fields.trigger_note, **LIVE)
-        gr.on([c.change for c in where], self.see_name, where, [self.fields.path_note, self.fields.other_name], **LIVE)
-        self.fields.other_name.click(
-            lambda name: name.split()[-1], self.fields.other_name, self.form.components["output_name"], **QUIET
-        )
-        self.fields.add_prompt.click(lambda rows: [*rows, BLANK_ROW], self.fields.prompts, self.fields.prompts, **QUIET)
-        self.fields.memory_box.input(self.set_memory, {self.fields.memory_box}, self._memory_outputs(), **QUIET)
-        patched = {self.form.components[name] for name in self._memory_names()}
-        gr.on(
-            [c.change for c in patched],
-            self.see_memory,
-            patched,
-            [self.fields.memory_box, self.fields.memory_note],
-            **LIVE,
-        )
-        counted = [self.form.components[n] for n in COUNTED if n in self.form.components]
-        planned = [
-            *counted,
-            self.fields.pictures,
-            self.fields.repeats,
-            self.fields.class_pictures,
-            self.fields.prompts,
-            self.fields.model,
-        ]
-        gr.on([c.change for c in planned], self.see_plan, self.fields.asked, [self.plan, self.problems], **LIVE)
-
     def _attach_cards(self) -> None:
         self.example_card.click(self._show_example, None, self._loaded(), **QUIET)
         self.own_card.click(self._show_own, None, self._loaded(), **QUIET).then(
@@ -172,15 +127,16 @@ class TrainPage:
 
     def _show_example(self) -> dict[Component, Any]:
         example = self.settings.example
+        classes = example.class_pictures
         rows = request.prompt_rows(_example_prompts(example.prompts))
         return self._begin(
             example.preset,
-            {MODEL: str(example.model), "output_name": EXAMPLE_NAME},
+            {MODEL: self.settings.short(example.model), "output_name": EXAMPLE_NAME},
             {
-                self.fields.pictures: str(example.pictures),
-                self.fields.class_pictures: str(example.class_pictures) if example.class_pictures.is_dir() else "",
+                self.fields.pictures: self.settings.short(example.pictures),
+                self.fields.class_pictures: self.settings.short(classes) if classes.is_dir() else "",
                 self.fields.trigger: EXAMPLE_TRIGGER,
-                self.fields.repeats: "1",
+                self.fields.repeats: EXAMPLE_REPEATS,
                 self.fields.class_word: "",
                 self.fields.prompts: rows or [BLANK_ROW],
                 self.example_card: gr.update(elem_classes="chosen"),
@@ -214,108 +170,23 @@ class TrainPage:
             "output_name": request.free_name(folder, values["output_name"], self.settings),
         }
         trigger = {self.fields.pictures: rest[self.fields.pictures], self.fields.trigger: rest[self.fields.trigger]}
-        path_note, other = self._see_name(values["output_name"], "")
+        path_note, other = self.notes.see_name_of(values["output_name"], "")
         return {
             **self.form.show(values),
             **rest,
             **self.presets.begun(loaded, preset),
             self.problems: "",
             self.fields.upload_note: "",
-            self.fields.badge: self.see_model(values.get(MODEL, "")),
-            self.fields.counts: self.see_pictures(rest[self.fields.pictures])[0],
-            self.fields.class_counts: self.see_classes(rest[self.fields.class_pictures]),
-            self.fields.trigger_note: self.see_trigger(trigger),
+            self.fields.badge: self.notes.see_model(values.get(MODEL, "")),
+            self.fields.counts: self.notes.see_pictures(rest[self.fields.pictures])[0],
+            self.fields.class_counts: self.notes.see_classes(rest[self.fields.class_pictures]),
+            self.fields.trigger_note: self.notes.see_trigger(trigger),
             self.fields.path_note: path_note,
             self.fields.other_name: other,
-            **dict(zip([self.fields.memory_box, self.fields.memory_note], self._see_memory(values), strict=True)),
+            **dict(
+                zip([self.fields.memory_box, self.fields.memory_note], self.notes.see_memory_of(values), strict=True)
+            ),
         }
-
-    # what the page sees
-
-    def see_model(self, text: str) -> str:
-        """The badge under the base model, or why it cannot be used."""
-        return sentences.model(path_of(text, self.settings) if text.strip() else None)
-
-    def see_pictures(self, text: str) -> list[Any]:
-        """Counts and thumbnails; a saved data set brings its own repeats, trigger word and class pictures."""
-        own = Request({}, pictures=text).is_dataset
-        update = gr.update(interactive=not own)
-        return [sentences.counts(path_of(text, self.settings) if text.strip() else None), *[update] * 4]
-
-    def _plain_only(self) -> list[Component]:
-        return [self.fields.trigger, self.fields.repeats, self.fields.class_pictures, self.fields.class_word]
-
-    def see_classes(self, text: str) -> str:
-        """Counts of the class pictures."""
-        return sentences.class_counts(path_of(text, self.settings)) if text.strip() else ""
-
-    def see_trigger(self, values: Mapping[Component, Any]) -> str:
-        """In how many captions the trigger word stands."""
-        folder = values[self.fields.pictures]
-        return sentences.trigger(
-            path_of(folder, self.settings) if folder.strip() else None, values[self.fields.trigger]
-        )
-
-    def see_name(self, values: Mapping[Component, Any]) -> list[Any]:
-        """The result's whole path, and another name where one is needed."""
-        name, folder = self.form.components["output_name"], self.form.components["output_dir"]
-        return self._see_name(values[name] or "", values[folder] or "")
-
-    def _see_name(self, name: str, typed_folder: str) -> list[Any]:
-        folder = path_of(typed_folder, self.settings) if typed_folder.strip() else self.settings.outputs
-        free = request.free_name(folder, name, self.settings) if name else ""
-        note = sentences.result_path(folder, name, is_free=free == name)
-        return [note, gr.update(visible=free != name, value=f"Use {free}")]
-
-    def _memory_names(self) -> list[str]:
-        names = dict.fromkeys(name for preset in self.memory.values() for name in preset.values)
-        return [name for name in names if name in self.form.components]
-
-    def _memory_outputs(self) -> list[Component]:
-        return [*[self.form.components[name] for name in self._memory_names()], self.fields.memory_note]
-
-    def set_memory(self, values: Mapping[Component, Any]) -> dict[Component, Any]:
-        """Put a memory preset into the form."""
-        chosen = values[self.fields.memory_box]
-        if chosen not in self.memory:
-            return {self.fields.memory_note: ""}
-        patch = self.memory[chosen].values
-        return {**self.form.show(patch, names=self._memory_names()), self.fields.memory_note: sentences.memory(patch)}
-
-    def see_memory(self, values: Mapping[Component, Any]) -> list[Any]:
-        """The memory preset that the form's values amount to."""
-        return self._see_memory({name: v.value for name, v in self.form.read(values).items()})
-
-    def _see_memory(self, values: Mapping[str, Any]) -> list[Any]:
-        names = self._memory_names()
-        now = {name: values.get(name, self.form.specs[name].default) for name in names}
-        for title, preset in self.memory.items():
-            if now == {name: preset.values.get(name, self.form.specs[name].default) for name in names}:
-                return [title, sentences.memory(preset.values)]
-        return [BY_HAND, sentences.memory(now)]
-
-    def see_plan(self, values: Mapping[Component, Any]) -> list[str]:
-        """The plan's sentence, and what is wrong with single values."""
-        asked = self.fields.request(values)
-        wrong = list(self._wrong_values(asked))
-        text = asked.pictures.strip()
-        seen = pictures.look(path_of(text, self.settings)) if text else pictures.Seen()
-        classes = asked.class_pictures.strip()
-        class_seen = pictures.look(path_of(classes, self.settings)) if classes else pictures.Seen()
-        plan = None if wrong else make_plan(asked, seen, class_seen)
-        todo = sentences.todo(asked, seen)
-        said = sentence(plan, measured_seconds(asked, self.settings)) if plan and not todo else todo
-        return [f"<span>{said}</span>", sentences.live_problems(wrong, [*self.form.components, "num_repeats"])]
-
-    def _wrong_values(self, asked: Request) -> Iterator[Problem]:
-        """Values that are wrong by themselves; what is missing is only said at Start."""
-        for name, sourced in asked.options.items():
-            found = validate(self.form.specs[name].owner, {name: sourced.value})[1]
-            yield from (p for p in found if p.option == name)
-        if asked.num_repeats.strip():
-            value = request.spec("num_repeats").parse(asked.num_repeats)
-            found = validate(request.spec("num_repeats").owner, {"num_repeats": value})[1]
-            yield from (p for p in found if p.option == "num_repeats")
 
     def take_upload(self, files: Sequence[str] | None) -> list[Any]:
         """Copy what was dropped into a folder of ours and choose it."""
@@ -333,7 +204,9 @@ class TrainPage:
         def start(values: dict[Component, Any]) -> Iterator[dict[Any, Any]]:
             yield {
                 self.start_button: gr.update(value="Checking…", interactive=False),
-                self.plan: "<span>Checking model, pictures and disk on this machine; this takes a few seconds.</span>",
+                self.plan: sentences.status(
+                    "Checking model, pictures and disk on this machine; this takes a few seconds."
+                ),
                 self.problems: "",
             }
             again = gr.update(value="Start", interactive=True)
@@ -343,10 +216,15 @@ class TrainPage:
                 yield {self.start_button: again, **self._refused(error.problems)}
                 return
             opened = dict(zip(run_page.outputs, run_page.show(folder.path.name), strict=True))
-            done = f"<span>The run <b>{pictures.escaped(folder.path.name)}</b> is under way; see the tab Runs.</span>"
-            note, other = self.see_name(values)
+            note, other = self.notes.see_name(values)
             names = {self.fields.path_note: note, self.fields.other_name: other}
-            yield {self.start_button: again, self.plan: done, tabs: gr.Tabs(selected=RUNS_TAB), **names, **opened}
+            yield {
+                self.start_button: again,
+                self.plan: sentences.started(folder.path.name),
+                tabs: gr.Tabs(selected=RUNS_TAB),
+                **names,
+                **opened,
+            }
 
         return start
 
@@ -362,20 +240,6 @@ class TrainPage:
         }
 
 
-COUNTED = (
-    "train_batch_size",
-    "max_train_epochs",
-    "max_train_steps",
-    "gradient_accumulation_steps",
-    "resolution",
-    "network_dim",
-    "network_alpha",
-    "learning_rate",
-    "save_every_n_epochs",
-    "sample_every_n_epochs",
-    "mixed_precision",
-    "gradient_checkpointing",
-)
 EXAMPLE_CARD = (
     "Try the example\nA tiny model and a dozen pictures of one house are loaded. Press Start and watch it learn."
 )

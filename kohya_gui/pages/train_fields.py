@@ -86,8 +86,6 @@ class TrainFields:
                         "A path on this machine; captions are text files of the same name",
                         "pictures",
                     )
-                    self.counts = gr.HTML(elem_classes="note", elem_id="counts")
-                    self.upload_note = gr.HTML(elem_classes="note", elem_id="upload-note")
                 with gr.Column(scale=2, min_width=220):
                     self.upload = gr.File(
                         label="Drop pictures and captions here",
@@ -97,6 +95,8 @@ class TrainFields:
                         elem_classes="drop",
                         elem_id="upload",
                     )
+            self.counts = gr.HTML(elem_classes="note", elem_id="counts")
+            self.upload_note = gr.HTML(elem_classes="note", elem_id="upload-note")
             with gr.Row():
                 self.class_pictures = self._path(
                     request.CLASS_DIR,
@@ -105,7 +105,7 @@ class TrainFields:
                     "folder",
                     scale=3,
                 )
-                self.class_word = _text("class_word", "Class word", "Their caption, where they have none", scale=1)
+                self.class_word = _text("class_word", "Class word", "Caption of those without", scale=1)
             self.class_counts = gr.HTML(elem_classes="note", elem_id="class-counts")
             self.trigger = _text("class_tokens", "Trigger word", TRIGGER_HELP)
             self.trigger_note = gr.HTML(elem_classes="note", elem_id="trigger-note")
@@ -127,7 +127,7 @@ class TrainFields:
                         self.memory,
                         value=self.memory[0],
                         label="Memory",
-                        info="How much of the graphics card's memory to trade for speed and exactness",
+                        info="What to trade for memory of the graphics card",
                         filterable=False,
                         elem_id="opt-memory",
                         elem_classes="field",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -150,6 +151,7 @@ def watched() -> Watched:
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One page server for all tests that start no run."""
     server = Server(tmp_path_factory.mktemp("studio"), free_port())
+    shutil.copytree(PROJECT / "examples", server.home / "examples")  # as in a clone: its paths are shown short
     server.start()
     yield server
     server.kill()

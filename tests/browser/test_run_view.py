@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from kohya_gui import runs
+from tests.browser.conftest import Server, Watched, free_port
 from tests.kohya_gui.writer import PROMPTS
 from trainer.run_folder import Job, RunFolder
 
@@ -21,8 +23,26 @@ RUNNING = "#run-head .rv-pill.rv-running"
 SECONDS = 1000
 
 
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One page server for the tests of this file."""
+    viewer = Server(tmp_path_factory.mktemp("viewer") / "My Studio é", free_port())
+    viewer.home.mkdir()
+    viewer.start()
+    yield viewer
+    viewer.kill()
+
+
 @pytest.fixture
-def start(server: Any) -> Callable[..., RunFolder]:
+def server(viewer: Server) -> Iterator[Server]:
+    """The same server without living runs, and without old ones."""
+    yield viewer
+    viewer.end_runs()
+    shutil.rmtree(viewer.home / "runs")
+
+
+@pytest.fixture
+def start(server: Server) -> Callable[..., RunFolder]:
     """Start a run of the small writer under the real supervisor, as the page does."""
 
     def start_run(*, steps: int = 4000, seconds: float = 0.1, end: str = "finish") -> RunFolder:
@@ -53,7 +73,7 @@ def is_within_the_window(page: Page, selector: str) -> bool:
     return box is not None and box["y"] >= 0 and box["y"] + box["height"] <= 768 and box["x"] + box["width"] <= 1366
 
 
-def reload(page: Page, watched: Any) -> None:
+def reload(page: Page, watched: Watched) -> None:
     """Reload; what the thrown-away page says of its cut-off requests is not the new one's fault."""
     assert not watched.errors, watched.errors
     page.reload()
@@ -61,7 +81,7 @@ def reload(page: Page, watched: Any) -> None:
     watched.errors[:] = [text for text in watched.errors if not any(word in text for word in cut_off)]
 
 
-def test_a_run_is_seen_at_one_glance(server: Any, page: Page, start: Any) -> None:
+def test_a_run_is_seen_at_one_glance(server: Server, page: Page, start: Any) -> None:
     start(seconds=0.6)
     page.goto(server.url)
     # opening the page finds the living run without a click
@@ -85,7 +105,7 @@ def test_a_run_is_seen_at_one_glance(server: Any, page: Page, start: Any) -> Non
     assert page.locator("#run-head").inner_text() != first, "never five seconds without a sign"
 
 
-def test_download_enlarge_and_the_full_log(server: Any, page: Page, start: Any) -> None:
+def test_download_enlarge_and_the_full_log(server: Server, page: Page, start: Any) -> None:
     folder = start(steps=30, seconds=0.02)
     page.goto(f"{server.url}?run={folder.path.name}")
     expect(page.locator("#run-head .rv-pill.rv-finished")).to_be_visible(timeout=30 * SECONDS)
@@ -106,7 +126,7 @@ def test_download_enlarge_and_the_full_log(server: Any, page: Page, start: Any) 
     expect(page.locator("#run-full")).to_contain_text("step 30")
 
 
-def test_an_ended_run_leaves_the_page_quiet(server: Any, page: Page, start: Any) -> None:
+def test_an_ended_run_leaves_the_page_quiet(server: Server, page: Page, start: Any) -> None:
     start(steps=5, seconds=0.02)
     page.goto(server.url)
     page.get_by_role("tab", name="Runs").click()
@@ -128,7 +148,7 @@ def test_an_ended_run_leaves_the_page_quiet(server: Any, page: Page, start: Any)
 
 
 def test_reload_and_a_second_tab_find_the_run(
-    server: Any, page: Page, start: Any, browser: Browser, watched: Any
+    server: Server, page: Page, start: Any, browser: Browser, watched: Watched
 ) -> None:
     start()
     page.goto(server.url)
@@ -148,7 +168,7 @@ def test_reload_and_a_second_tab_find_the_run(
     second.close()
 
 
-def test_a_killed_server_finds_the_run_again(server: Any, page: Page, start: Any, watched: Any) -> None:
+def test_a_killed_server_finds_the_run_again(server: Server, page: Page, start: Any, watched: Watched) -> None:
     folder = start()
     page.goto(server.url)
     wait_for_step(page, 2)
@@ -169,7 +189,7 @@ def test_a_killed_server_finds_the_run_again(server: Any, page: Page, start: Any
     watched.errors.clear()
 
 
-def test_a_run_that_does_not_heed_stop_is_ended_by_hand(server: Any, page: Page, start: Any) -> None:
+def test_a_run_that_does_not_heed_stop_is_ended_by_hand(server: Server, page: Page, start: Any) -> None:
     folder = start(steps=10, seconds=300)
     page.goto(server.url)
     expect(page.locator(RUNNING)).to_be_visible(timeout=20 * SECONDS)
@@ -186,7 +206,7 @@ def test_a_run_that_does_not_heed_stop_is_ended_by_hand(server: Any, page: Page,
     ("end", "cause", "last"),
     [("crash", "Out of memory", "step 5"), ("exit", "exit code 1", "RuntimeError"), ("die", "signal 9", "step")],
 )
-def test_a_crash_shows_its_cause(server: Any, page: Page, start: Any, end: str, cause: str, last: str) -> None:
+def test_a_crash_shows_its_cause(server: Server, page: Page, start: Any, end: str, cause: str, last: str) -> None:
     folder = start(steps=10, seconds=0.02, end=end)
     page.goto(f"{server.url}?run={folder.path.name}")
     expect(page.locator("#run-head .rv-pill.rv-failed")).to_be_visible(timeout=30 * SECONDS)

@@ -154,6 +154,10 @@ def test_a_folder_is_browsed_to(page: Page, studio: Server) -> None:
     expect(box(page, "image_dir")).to_have_value(str(folder), timeout=QUICK)
     expect(page.locator("#counts")).to_contain_text("3 pictures, all with captions", timeout=QUICK)
     expect(page.locator("#browser")).to_be_hidden()
+    page.locator("#opt-image_dir button", has_text="Browse").click()
+    expect(page.locator("#browser")).to_have_role("dialog", timeout=QUICK)
+    page.keyboard.press("Escape")
+    expect(page.locator("#browser")).to_be_hidden(timeout=QUICK)
 
 
 def test_dropped_pictures_go_into_a_folder_of_ours(page: Page, studio: Server, tmp_path: Path) -> None:

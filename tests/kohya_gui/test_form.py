@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +131,22 @@ def test_only_choices_get_lists_and_only_booleans_boxes(form: Form) -> None:
         assert kind is (gr.Checkbox if spec.type is bool and not spec.optional else wanted)
 
 
-def test_any_task_with_kinds_shows_what_applies() -> None:
-    governed = [spec for spec in ALL if spec.when]
+def test_options_of_another_kind_are_hidden() -> None:
     by_name = {spec.name: spec for spec in ALL}
-    with gr.Blocks():
-        form = Form(ALL)
+    key = by_name["lr_scheduler"]
+    only = {
+        "optimizer_args": dataclasses.replace(by_name["optimizer_args"], when={"lr_scheduler": ("cosine",)}),
+        "min_snr_gamma": dataclasses.replace(by_name["min_snr_gamma"], when={"lr_scheduler": ("constant", "linear")}),
+    }
+    with gr.Blocks() as demo:
+        form = Form([key, *only.values()])
         form.draw_rest()
-    for spec in governed:
-        applies = all(by_name[key].default in kinds for key, kinds in spec.when.items())
-        assert bool(form.components[spec.name].visible) is applies
+        form.follow_kinds()
+    change = next(fn.fn for fn in demo.fns.values())
+    assert [u["visible"] for u in change("cosine")] == [True, False]
+    assert [u["visible"] for u in change("linear")] == [False, True]
+    assert [u["visible"] for u in change("")] == [False, True], "blank is the default, which is constant"
+    assert [form.components[name].visible for name in only] == [False, True]
 
 
 def test_shown_never_prints_what_parse_would_not_read() -> None:

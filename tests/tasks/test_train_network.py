@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -140,7 +139,7 @@ def test_accumulating_small_batches_learns_what_a_large_batch_learns(place: Plac
     (place.path / "d.toml").write_text(text)
     small = place.train("--gradient_accumulation_steps", "4", run="small")
     assert len(losses(large)) == len(losses(small)) == 5
-    # the shuffles of an epoch into batches differ, so only the epoch's first picture set is comparable in the mean
+    # both train every picture of the epoch, in other company: the means are near, the orders are not the same
     assert np.mean(losses(large)) == pytest.approx(np.mean(losses(small)), rel=0.2)
 
 
@@ -152,8 +151,7 @@ def test_the_launcher_and_its_default_configuration_decide_nothing(place: Place,
         "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\nnum_processes: 1\n"
         "num_machines: 1\nuse_cpu: true\ndynamo_config:\n  dynamo_backend: INDUCTOR\n"
     )
-    argv = [sys.executable, "-m", "accelerate.commands.launch", *place.argv(run="launched")[0:]]
-    argv = [a for a in argv if a != ""]
+    argv = [sys.executable, "-m", "accelerate.commands.launch", *place.argv(run="launched")]
     env = {**ENV, "HF_HOME": str(home)}
     done = subprocess.run(argv, cwd=place.path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -236,7 +234,7 @@ def test_old_saves_are_pruned_once_newer_ones_stand(place: Place) -> None:
 def test_another_runs_file_is_never_overwritten(place: Place) -> None:
     place.train(run="a")
     before = (place.path / "outputs" / "a.safetensors").read_bytes()
-    events = place.train(run="a2", code=2) if False else place.train("--output_name", "a", run="a2", code=2)
+    events = place.train("--output_name", "a", run="a2", code=2)
     assert isinstance(events[-1], Error) and "exists already" in events[-1].message
     assert (place.path / "outputs" / "a.safetensors").read_bytes() == before
     events = place.train("--output_name", "a", "--overwrite", run="a3")
@@ -370,7 +368,9 @@ def test_diffusers_draws_the_trainers_own_sample(place: Place) -> None:
     bare = draw()
     pipe.load_lora_weights(place.path / "outputs" / "a.safetensors")
     weights = load_file(place.path / "outputs" / "a.safetensors")
-    adapted = {n for m in (pipe.unet, pipe.text_encoder) for n, _ in m.named_modules() if n.endswith("lora_A.default_0")}
+    adapted = {
+        n for m in (pipe.unet, pipe.text_encoder) for n, _ in m.named_modules() if n.endswith("lora_A.default_0")
+    }
     assert len(adapted) == len([k for k in weights if k.endswith("lora_down.weight")])
     drawn = draw()
     with Image.open(place.path / "runs" / "a" / sample.path) as picture:
@@ -420,8 +420,6 @@ def test_two_runs_into_one_folder_do_not_meet(place: Place) -> None:
 
 def test_spawn_is_enough(place: Place) -> None:
     """What Windows does: nothing may rely on fork. Two workers under the spawn start method, set globally."""
-    code = "import multiprocessing, runpy, sys; multiprocessing.set_start_method('spawn'); "
-    code += "sys.argv = ['trainer', *sys.argv[1:]]; "
     code = "import multiprocessing, sys\n"
     code += "if __name__ == '__main__':\n    multiprocessing.set_start_method('spawn', force=True)\n"
     code += "    from trainer.__main__ import main\n    raise SystemExit(main())\n"
@@ -432,4 +430,3 @@ def test_spawn_is_enough(place: Place) -> None:
     assert done.returncode == 0, done.stderr
     plain = place.train(run="plain")
     assert losses(place.events("spawned")) == losses(plain)
-    assert os.name  # the module under test is host.py's business elsewhere
