@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, Page, expect
 from tests.browser.conftest import PROJECT, Server, Watched, watch
 
 MODEL = "pretrained_model_name_or_path"
-QUICK = 15_000
-SLOW = 60_000
+QUICK = 40_000
+SLOW = 150_000
 
 
 def opened(page: Page, server: Server) -> Page:
