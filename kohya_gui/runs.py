@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 from kohya_gui.settings import PROJECT
 from trainer import host, store
 from trainer.errors import RunError
-from trainer.run_folder import ENDED, Job, Request, RunFolder, State
+from trainer.run_folder import ENDED, Job, Request, RunFolder, State, output_lock
 
 START_SECONDS = 30.0
 STOP_GRACE_SECONDS = 60.0
@@ -79,12 +78,12 @@ def start_job(folder: RunFolder, job: Job) -> None:
 
 
 def locks_of(folder: RunFolder) -> tuple[str, ...]:
-    """The lock files a run holds while it runs: the device, and the folder its models go to."""
-    place = folder.path.parent / ".locks"
+    """The lock files a run holds while it runs: the device's, and that of the folder its models go to, which a
+    trainer started by hand holds too."""
     values = store.read_config(folder.config_file) if folder.config_file.exists() else {}
     output_dir = Path(str(values["output_dir"].value) if "output_dir" in values else "outputs")
-    key = hashlib.sha256(str((PROJECT / output_dir).resolve()).encode()).hexdigest()[:16]
-    return str(place / "device.lock"), str(place / f"output-{key}.lock")
+    device = folder.path.parent / ".locks" / "device.lock"
+    return str(device), str(output_lock(PROJECT / output_dir).path)
 
 
 def stop(folder: RunFolder) -> None:

@@ -281,7 +281,7 @@ class Lock:
 
 def output_lock(output_dir: Path) -> Lock:
     """The lock of a folder that models are written to."""
-    return Lock(output_dir.absolute() / ".in-use")
+    return Lock(output_dir.resolve() / ".in-use")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -68,8 +69,9 @@ _NAME_IN_ADDRESS = """
 }, 500)
 """
 
-Seen = dict[str, int]
-"""What a tab has been sent, a hash per part, so that only what changed is sent again."""
+Seen = str
+"""What a tab shows, a hash per part as JSON, so that only what changed is sent again. The tab itself keeps it, applied
+together with the parts: kept here, it would be wrong for good once two answers overtake each other on their way."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class RunPage:
 
     reader: RunReader
     selected: gr.Textbox
-    seen: gr.State
+    seen: gr.Textbox
     components: Mapping[str, Any]
 
     @property
@@ -92,14 +94,15 @@ class RunPage:
 
     def show(self, run_name: str) -> list[Any]:
         """Values for `outputs` that open a run."""
-        return [run_name, *self.changes(run_name, {})]
+        return [run_name, *self.changes(run_name, "")]
 
     def changes(self, run_name: str, seen: Seen) -> list[Any]:
         """Values for `seen` and the components, where one that stands already is skipped."""
         wanted = self._parts(run_name)
-        hashes = {name: hash(repr(value)) for name, value in wanted.items()}
-        updates = [gr.skip() if seen.get(name) == hashes[name] else _update(wanted[name]) for name in self.components]
-        return [gr.skip() if hashes == seen else hashes, *updates]
+        stands = _read_seen(seen)
+        hashes = {name: _digest(value) for name, value in wanted.items()}
+        updates = [gr.skip() if stands.get(name) == hashes[name] else _update(wanted[name]) for name in self.components]
+        return [gr.skip() if hashes == stands else json.dumps(hashes), *updates]
 
     def _parts(self, run_name: str) -> dict[str, Any]:
         rows = self.reader.rows()
@@ -122,11 +125,11 @@ class RunPage:
 
     # what happens
 
-    def tick(self, run_name: str, seen: Seen | None) -> list[Any]:
+    def tick(self, run_name: str, seen: Seen) -> list[Any]:
         """What changed since the last second; a page that shows no run yet opens one that begins to live."""
         if not run_name and (living := self.reader.newest_living()):
             return self.show(living)
-        return [gr.skip(), *self.changes(run_name, seen or {})]
+        return [gr.skip(), *self.changes(run_name, seen)]
 
     def load(self, request: gr.Request) -> list[Any]:
         """On opening the page: `?run=NAME`, else the newest living run with its tab, else the newest run at all."""
@@ -141,12 +144,11 @@ class RunPage:
         """Open the run that was clicked in the list."""
         return self.show(str(event.run))
 
-    def act(self, action: Callable[[RunFolder], None], run_name: str, seen: Seen | None) -> list[Any]:
-        """Do something to the shown run, and show what came of it."""
+    def act(self, action: Callable[[RunFolder], None], run_name: str) -> None:
+        """Do something to the shown run; the next tick shows what came of it."""
         folder = self.reader.folder(run_name)
         if folder is not None:
             action(folder)
-        return [gr.skip(), *self.changes(run_name, seen or {})]
 
     def full_log(self, run_name: str) -> str:
         view = self.reader.view(run_name)
@@ -182,7 +184,7 @@ def _lay(reader: RunReader) -> RunPage:
     button: dict[str, Any] = {}
     gr.HTML(f"<style>{(ASSETS / 'run.css').read_text(encoding='utf-8')}</style>", visible="hidden")
     selected = gr.Textbox(visible="hidden", elem_id="run-selected", show_label=False, container=False)
-    seen = gr.State({})
+    seen = gr.Textbox(visible="hidden", elem_id="run-seen", show_label=False, container=False)
     with gr.Row(elem_id="run-page", equal_height=False):
         with gr.Column(scale=0, min_width=230, elem_id="run-side"):
             html["runs"] = _html("run-list", _PICK_RUN)
@@ -224,7 +226,7 @@ def _wire(page: RunPage) -> None:
     timer.tick(page.tick, here, changed, queue=False, trigger_mode="once", **QUIET)
     actions = {"stop": runs.stop, "kill": runs.kill, "save": runs.save_now, "sample": runs.sample_now}
     for name, action in actions.items():
-        html[name].click(partial(page.act, action), here, changed, **QUIET)
+        html[name].click(partial(page.act, action), page.selected, None, **QUIET)
     html["runs"].click(page.pick, None, changed, **QUIET)
     # the address names the run, so that a reload or a bookmark finds it
     page.selected.change(None, page.selected, None, js=_NAME_IN_ADDRESS)
@@ -270,6 +272,18 @@ def _buttons(view: RunView | None) -> dict[str, Any]:
 def _asked(text: str, is_waiting: bool) -> str:
     """A button says that its wish was heard and comes after the step."""
     return f"{text} …" if is_waiting else text
+
+
+def _read_seen(seen: Seen) -> dict[str, Any]:
+    try:
+        stands = json.loads(seen) if seen else {}
+    except json.JSONDecodeError:
+        return {}
+    return stands if isinstance(stands, dict) else {}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
 
 
 def _update(value: Any) -> Any:

@@ -108,7 +108,7 @@ def test_a_living_run_at_one_glance(page: run.RunPage, show: Any) -> None:
 
 def test_stop_turns_into_end_it_now(page: run.RunPage, show: Any) -> None:
     folder = make_run(page.reader.root, START, STEP)
-    page.act(run.runs.stop, folder.path.name, {})
+    page.act(run.runs.stop, folder.path.name)
     assert folder.asked("stop")
     parts = show(folder)
     assert "Stopping" in parts["head"] and "go on later" in parts["notes"]
@@ -209,6 +209,12 @@ def test_only_what_changed_is_sent(page: run.RunPage) -> None:
     changed = dict(zip(page.outputs, page.tick(name, seen), strict=True))
     sent = [part for part, value in changed.items() if value != gr.skip()]
     assert sent == [page.seen, page.components["log"]]
+
+
+@pytest.mark.parametrize("seen", ["", "{", "[1]", "null", '{"head": 3, "other": "x"}'])
+def test_whatever_a_tab_says_it_shows_it_gets_the_rest(page: run.RunPage, seen: str) -> None:
+    folder = make_run(page.reader.root, START, STEP, state="finished")
+    assert gr.skip() not in page.tick(folder.path.name, seen)[1:]
 
 
 def test_an_empty_page_waits_and_then_shows_what_begins_to_live(page: run.RunPage) -> None:

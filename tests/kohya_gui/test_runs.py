@@ -20,7 +20,7 @@ from trainer import events as ev
 from trainer import host
 from trainer.errors import RunError
 from trainer.events import Events
-from trainer.run_folder import ENDED, Job, RunFolder, Status
+from trainer.run_folder import ENDED, Job, RunFolder, Status, output_lock
 
 WRITER = Path(__file__).with_name("writer.py")
 PROJECT = Path(__file__).resolve().parents[2]
@@ -109,12 +109,15 @@ def test_the_command_of_a_training_is_explicit_and_holds_no_values(
 
 def test_runs_into_the_same_folder_share_a_lock(tmp_path: Path) -> None:
     locks = []
-    for place in ("/a/out", "/a/../a/out", "/b/out"):
+    a, b = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    for place in (a, tmp_path / "a" / ".." / "a" / "out", b):
         folder = RunFolder.create(tmp_path, "house")
         folder.config_file.write_text(f'output_dir = "{place}"\n')
         locks.append(runs.locks_of(folder))
     assert locks[0] == locks[1] != locks[2]
-    assert all(Path(lock).parent == tmp_path / ".locks" for pair in locks for lock in pair)
+    # one device, and the very lock that a trainer started by hand takes
+    assert {pair[0] for pair in locks} == {str(tmp_path / ".locks" / "device.lock")}
+    assert locks[0][1] == str(output_lock(a).path)
 
 
 def test_settings_of_accelerate_in_the_environment_do_not_reach_the_run(
