@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -92,8 +93,9 @@ def run_task(task: Task, argv: Sequence[str]) -> int:
     if is_main and not supervised:
         _log_to_file(folder)
         log.info("run folder %s", folder.path)
-        return _owned(folder, lambda: _run(task, config, folder, events), task.output_dir_of(config), events)
-    return _run(task, config, folder, events)
+        lock = holding([output_lock(task.output_dir_of(config))], str(folder.path))
+        return _with_status(folder, lambda: _run(task, config, folder, events, lock))
+    return _run(task, config, folder, events, contextlib.nullcontext())
 
 
 def _new_folder(task: Task, config: RunConfig, is_main: bool) -> RunFolder:
@@ -101,14 +103,17 @@ def _new_folder(task: Task, config: RunConfig, is_main: bool) -> RunFolder:
     return RunFolder.create(root, task.name_of(config)) if is_main else RunFolder(root)
 
 
-def _run(task: Task, config: RunConfig, folder: RunFolder, events: Events) -> int:
+def _run(
+    task: Task, config: RunConfig, folder: RunFolder, events: Events, lock: contextlib.AbstractContextManager[None]
+) -> int:
     """The outermost frame: every error becomes an event, and only here is a bare Exception caught."""
     try:
         for problem in run_config.warnings_of(config):
             events.warning(problem.message, problem.option)
         if problems := [p for p in task.check(config) if p.severity == "error"]:
             raise ConfigError(problems)
-        task.run(config, folder, events)
+        with lock:
+            task.run(config, folder, events)
     except TrainerError as error:
         events.emit(Error(str(error), [p.as_dict() for p in error.problems]))
         return EXIT_CODE
@@ -138,28 +143,19 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {first}. This is a fault of the program; the log has the details"
 
 
-def _owned(folder: RunFolder, run: Callable[[], int], output_dir: Path, events: Events) -> int:
-    """Without a supervisor the trainer itself holds the lock of its output folder and writes its status."""
+def _with_status(folder: RunFolder, run: Callable[[], int]) -> int:
+    """Without a supervisor the trainer writes its own status."""
+    from trainer.supervise import end_of
+
     me = os.getpid()
     status = Status("running", me, host.process_started(me) or 0.0, begun=time.time())
     folder.write_status(status)
     code = 1
     try:
-        with holding([output_lock(output_dir)], str(folder.path)):
-            code = run()
-    except (TrainerError, OSError) as error:
-        events.emit(Error(str(error)))
-        code = EXIT_CODE
+        code = run()
     finally:
-        folder.write_status(end_status(folder, status, code))
+        folder.write_status(end_of(folder, status, code))
     return code
-
-
-def end_status(folder: RunFolder, status: Status, code: int) -> Status:
-    """The end state as the supervisor would write it."""
-    from trainer.supervise import end_of
-
-    return end_of(folder, status, code)
 
 
 def _say_config_error(error: ConfigError, argv: Sequence[str], is_main: bool) -> None:
