@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import threading
 import time
@@ -313,7 +312,7 @@ def _view(folder: RunFolder, status: Status | None, progress: _Progress) -> RunV
         model=progress.model,
         resume_point=progress.resume_point,
         warnings=progress.warning_texts(),
-        cause=silent or (error.message if error else "") or _cause(status),
+        cause=silent or (error.message if error else "") or (status.cause if status else ""),
         problems=tuple(_problem_text(p) for p in error.problems) if error else (),
         last_lines=tuple(folder.last_lines(LOG_LINES)),
         stopped=progress.stopped,
@@ -330,18 +329,6 @@ def _state(folder: RunFolder, status: Status | None) -> tuple[State, str]:
     if time.time() - _modified(folder.job_file) < START_SECONDS:
         return "starting", ""
     return "died", "it never began: its supervisor left no status"
-
-
-def _cause(status: Status | None) -> str:
-    """The supervisor's sentence; it sees only that accelerate's launcher failed, whose last words name the signal."""
-    if status is None or not status.cause:
-        return ""
-    signal = re.search(r"died with <Signals\.(SIG\w+)", status.last_lines[-1]) if status.last_lines else None
-    if signal is None:
-        return status.cause
-    if signal[1] == "SIGKILL":
-        return "the trainer was killed (SIGKILL), most often because the machine ran out of memory"
-    return f"the trainer was ended by the signal {signal[1]}"
 
 
 def _activity(state: State, status: Status | None, progress: _Progress, begun: float) -> tuple[Phase, float]:

@@ -81,13 +81,21 @@ def test_a_job_that_finishes(tmp_path: Path) -> None:
     [
         ("raise SystemExit(3)", "exit code 3"),
         ("pass", "without saying"),
-        ("import os; os.kill(os.getpid(), 9)", "killed"),
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL"),
+        ("import os; os.kill(os.getpid(), 15)", "SIGTERM"),
     ],
 )
 def test_a_bad_end_is_never_a_good_one(tmp_path: Path, code: str, said: str) -> None:
     folder = RunFolder(tmp_path)
     status = end(folder, start(folder, f"print('last words', flush=True); {code}"))
     assert status.state == "failed" and said in status.cause and status.last_lines == ("last words",)
+
+
+def test_a_signal_hidden_by_the_launcher_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    words = "Command ['x'] died with <Signals.SIGKILL: 9>."
+    status = end(folder, start(folder, f'print("{words}"); raise SystemExit(1)'))
+    assert status.exit_code == 1 and "ran out of memory" in status.cause
 
 
 def test_the_errors_sentence_is_the_cause(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ go on one after another with the page closed; the operating system frees the loc
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,18 +95,21 @@ def end_of(folder: RunFolder, status: Status, code: int) -> Status:
     elif folder.take("stop"):
         state, cause = "killed", f"did not stop within {GRACE_SECONDS:.0f} s and was ended"
     else:
-        state, cause = "failed", _explain(code)
+        state, cause = "failed", _explain(code, folder.last_lines(1))
     lines = () if state in ("finished", "stopped") else tuple(folder.last_lines())
     return replace(status, state=state, exit_code=code, cause=cause, last_lines=lines, ended=time.time())
 
 
-def _explain(code: int) -> str:
+def _explain(code: int, last_words: Sequence[str]) -> str:
+    """An exit code in words. accelerate's launcher hides a signal behind exit code 1, but names it in its last line."""
+    named = re.search(r"died with <Signals\.(SIG\w+)", last_words[-1]) if last_words else None
+    name = named[1] if named else signal.Signals(-code).name if code < 0 else "SIGKILL" if code == 137 else ""
+    if name == "SIGKILL":
+        return "the trainer was killed (SIGKILL), most often because the machine ran out of memory"
+    if name:
+        return f"the trainer was ended by the signal {name}"
     if code == 0:
         return "ended without saying that it finished"
-    if code in (-9, 137):
-        return "was killed (signal 9), most often because the machine ran out of memory"
-    if code < 0:
-        return f"was ended by signal {-code}"
     return f"ended with exit code {code}; the last lines of the log say more"
 
 

@@ -209,7 +209,7 @@ def test_a_killed_supervisor_is_seen_as_dead(root: Path) -> None:
     assert view.fraction < 1
 
 
-@pytest.mark.parametrize(("end", "cause"), [("crash", "out of memory"), ("exit", "exit code 1"), ("die", "signal 9")])
+@pytest.mark.parametrize(("end", "cause"), [("crash", "out of memory"), ("exit", "exit code 1"), ("die", "SIGKILL")])
 def test_a_crash_names_its_cause(root: Path, end: str, cause: str) -> None:
     folder = start_writer(root, end=end)
     view = wait_for(folder, lambda view: not view.is_living)
