@@ -19,7 +19,6 @@ from tests.browser.conftest import PROJECT, Server, Watched
 from tests.browser.test_run_view import RUNNING, SECONDS, reload, step_of, wait_for_step
 from trainer.run_folder import RunFolder, list_runs
 
-EXAMPLE = PROJECT / "examples" / "model"
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +116,6 @@ def test_from_start_to_stop(server: Server, page: Page, own_pictures: Callable[[
     journey(page, server, watched)
 
 
-@pytest.mark.skipif(not EXAMPLE.exists(), reason="the example's model is still being trained")
 def test_the_example_from_start_to_stop(server: Server, page: Page, watched: Watched) -> None:
     open_form(page, server)
     expect(page.locator("#badge")).to_contain_text("Stable Diffusion 1", timeout=30 * SECONDS)

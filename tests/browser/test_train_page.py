@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def fill_own(page: Page, model: Path, folder: Path) -> None:
     box(page, "resolution").fill("64")
 
 
-def test_the_example_is_loaded_and_pictured(page: Page, studio: Server) -> None:
+def test_the_example_is_loaded_and_pictured(page: Page, studio: Server, tmp_path: Path) -> None:
     opened(page, studio)
     expect(page.locator("#badge")).to_contain_text("Stable Diffusion 1", timeout=QUICK)
     expect(page.locator("#counts")).to_contain_text("pictures")
@@ -60,7 +61,11 @@ def test_the_example_is_loaded_and_pictured(page: Page, studio: Server) -> None:
     expect(page.locator("#card-example")).to_be_in_viewport()
     expect(page.locator("#start")).to_be_in_viewport()
     page.evaluate("document.activeElement.blur()")
-    page.screenshot(path=PROJECT / "docs" / "page.png")
+    # the README's picture is taken here: UPDATE_PICTURES=1 python -m pytest tests/browser/test_train_page.py
+    readme = PROJECT / "docs" / "page.png"
+    picture = readme if os.environ.get("UPDATE_PICTURES") or not readme.exists() else tmp_path / "page.png"
+    page.screenshot(path=picture)
+    assert picture.stat().st_size > 50_000
 
 
 def test_every_error_stands_beside_its_field(page: Page, studio: Server, tmp_path: Path) -> None:
