@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainer import host
 from trainer.errors import ModelError, RunError
 from trainer.formats.model_facts import legacy_hash, read_header, sha256_file
 from trainer.lazy import torch
@@ -305,7 +306,7 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Map
         raise RunError(f"{path} could not be saved: {error}", remedy="Check the free space and rights there") from error
     finally:
         part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    host.sync_folder(path.parent)
     return path
 
 
@@ -313,16 +314,6 @@ def _verify(path: Path, tensors: Mapping[str, Tensor]) -> None:
     written = {name: info.shape for name, info in read_header(path).tensors.items()}
     if written != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
         raise ModelError(f"{path} does not hold what was written to it")
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def unused_names(file: Mapping[str, LoraWeights], targets: Sequence[AdapterTarget]) -> Iterator[str]:

@@ -159,8 +159,7 @@ class Saving(Hook):
                 self._export(path, moment)
             self._list(path, "model", moment.step)
         if state:
-            self._write_state(options_state := self._options.state_of(path), moment)
-            assert options_state.name.endswith("-state")
+            self._write_state(self._options.state_of(path), moment)
         if not moment.last:
             self._events.phase("training")
 

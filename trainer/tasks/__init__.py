@@ -7,29 +7,30 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import TypeVar
 
 from trainer.tasks.base import Command, Task
+
+T = TypeVar("T")
 
 
 @cache
 def commands() -> Mapping[str, Command]:
     """Every command by name."""
-    found = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        if isinstance(command := vars(module).get("COMMAND"), Command):
-            found[command.name] = command
-    return found
+    return {command.name: command for command in _found("COMMAND", Command)}
 
 
 @cache
 def tasks() -> Mapping[str, Task]:
     """The tasks that run as jobs with a configuration and a run folder, by name."""
-    found = {}
+    return {task.name: task for task in _found("TASK", Task)}
+
+
+def _found(name: str, kind: type[T]) -> Iterator[T]:
+    """What the modules of this package hold under a name."""
     for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        if isinstance(task := vars(module).get("TASK"), Task):
-            found[task.name] = task
-    return found
+        value = vars(importlib.import_module(f"{__name__}.{info.name}")).get(name)
+        if isinstance(value, kind):
+            yield value
