@@ -15,10 +15,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PROJECT, Server, Watched
+from tests.browser.conftest import Server, Watched
 from tests.browser.test_run_view import RUNNING, SECONDS, reload, step_of, wait_for_step
 from trainer.run_folder import RunFolder, list_runs
-
 
 pytestmark = pytest.mark.slow
 
