@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from trainer import config as run_config
+from trainer.data.config import DataOptions, read_dataset
+from trainer.data.dataset import TrainingSet
 from trainer.errors import ConfigError
 from trainer.store import (
     Preset,
@@ -117,12 +119,16 @@ def test_every_shipped_preset_loads() -> None:
         assert set(preset.values) <= known, file
 
 
-def test_every_shipped_config_is_valid() -> None:
-    files = list((ROOT / "config_files").glob("*.toml"))
-    assert files
+def test_every_shipped_config_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    files = [*(ROOT / "config_files").glob("*.toml"), ROOT / "examples" / "dataset.toml"]
+    kinds = {"[[datasets]]" in file.read_text(encoding="utf-8") for file in files}
+    assert kinds == {True, False}
     for file in files:
-        text = file.read_text(encoding="utf-8")
-        if "[[datasets]]" not in text:
+        if "[[datasets]]" in file.read_text(encoding="utf-8"):
+            dataset = read_dataset(DataOptions(dataset_config=file))
+            assert TrainingSet.build(dataset).summary().pictures == 12
+        else:
             run_config.build(TrainNetworkConfig, read_config(file))
 
 

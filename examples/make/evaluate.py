@@ -7,11 +7,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from examples.make import score, world
-from examples.make.export import SEEN
+from examples.make.export import SEEN, ddim
 from examples.make.world import Spec
 
 
@@ -53,7 +53,7 @@ def pictures(
     pipe: StableDiffusionPipeline, prompts: list[str], size: int = 128, steps: int = 20, cfg: float = 4.0, seed: int = 1
 ) -> list[Image.Image]:
     """One picture of each prompt, DDIM, each from its own fixed noise."""
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = ddim()
     pipe.set_progress_bar_config(disable=True)
     found: list[Image.Image] = []
     for start in range(0, len(prompts), 16):

@@ -1,6 +1,7 @@
 """Writes what is shipped: the model folder, the data set, the regularisation pictures and the two text files."""
 
 import argparse
+import json
 import random
 from pathlib import Path
 
@@ -68,10 +69,10 @@ def full_text(model: Model, used_R: torch.Tensor) -> CLIPTextModel:
 def pipeline(out: Path, size: int, tokenizer_dir: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """The whole model from a training folder."""
     state = torch.load(out / f"unet{size}.pt", map_location="cpu")
-    model = Model(len(state["used_ids"]))
+    model = Model(state["used_ids"])
     model.load_state_dict(state["ema"])
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(out / "vae"),
+        vae=AutoencoderKL.from_pretrained(refined if (refined := out / "vae_refined").exists() else out / "vae"),
         text_encoder=full_text(model, state["used_ids"]),
         tokenizer=CLIPTokenizer.from_pretrained(tokenizer_dir),
         unet=model.unet,
@@ -125,6 +126,8 @@ def main() -> None:
     for part in ("unet", "vae", "text_encoder", "scheduler"):
         getattr(pipe, part).save_pretrained(args.examples / "model" / part)
     pipe.save_config(args.examples / "model")
+    plan = args.examples / "model" / "scheduler" / "scheduler_config.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text(encoding="utf-8")), "clip_sample": False}, indent=2) + "\n")
     text = args.examples / "model" / "text_encoder" / "model.safetensors"
     tensors = load_file(text)
     save_file({f"text_model.{k.removeprefix('text_model.')}": v for k, v in tensors.items()}, text, {"format": "pt"})

@@ -70,7 +70,9 @@ def part_right(image_HWC: np.ndarray, mask_HW: np.ndarray, shape: str, colour: s
 
 def pattern_of(image_HWC: np.ndarray, mask_HW: np.ndarray, colour: str) -> str:
     """Striped when the second shade follows the rows, dotted when it does not."""
-    first, second = (np.asarray(c, np.float32) for c in (world.COLOURS[colour], world.second_shade(world.COLOURS[colour])))
+    first, second = (
+        np.asarray(c, np.float32) for c in (world.COLOURS[colour], world.second_shade(world.COLOURS[colour]))
+    )
     axis = second - first
     dark_HW = ((image_HWC - first) @ axis / (axis @ axis)).clip(0, 1)
     inner_HW = core(mask_HW)
@@ -86,7 +88,9 @@ def pattern_of(image_HWC: np.ndarray, mask_HW: np.ndarray, colour: str) -> str:
 def main_colour(image_HWC: np.ndarray, mask_HW: np.ndarray, colour: str) -> bool:
     """A patterned thing has the colour when its brighter (or darker) pixels have it."""
     pixels_NC = image_HWC[core(mask_HW)]
-    first, second = (np.asarray(c, np.float32) for c in (world.COLOURS[colour], world.second_shade(world.COLOURS[colour])))
+    first, second = (
+        np.asarray(c, np.float32) for c in (world.COLOURS[colour], world.second_shade(world.COLOURS[colour]))
+    )
     axis = second - first
     along_N = (pixels_NC - first) @ axis
     if len(along_N) < 8:
@@ -152,7 +156,10 @@ def score(image: np.ndarray | Image.Image, spec: Spec) -> dict[str, bool]:
     if spec.concept:
         return found | concept_right(image_HWC, box)
     if spec.kind == "two":
-        for at, columns, part in ((1, np.s_[: width // 2], world.parts(spec)[0]), (2, np.s_[width // 2 :], world.parts(spec)[1])):
+        for at, columns, part in (
+            (1, np.s_[: width // 2], world.parts(spec)[0]),
+            (2, np.s_[width // 2 :], world.parts(spec)[1]),
+        ):
             half = part_right(image_HWC[:, columns], mask_HW[:, columns], part[1], part[0])
             found |= {f"{key} {at}": value for key, value in half.items()}
         return found

@@ -1,4 +1,4 @@
-"""Trains the UNet and the text encoder: first at 64 px together, then the UNet alone at 128 px."""
+"""Trains the UNet at 64 px, then at 128 px, beside a text encoder which is set by construction."""
 
 import argparse
 import json
@@ -20,6 +20,13 @@ from examples.make import muon, world
 from examples.make.train_vae import to_tensor
 
 BLOCK = 1000
+ON, OF, INSIDE, BACKGROUND = (525,), (539,), (2912,), (5994,)
+PLACES = (1823, 1155, 1253, 5931, 2916)
+BACK: tuple[tuple[int, tuple[int, ...]], ...] = ((1, ()), (2, ()), (3, ()), (4, ()))
+KEYED: tuple[tuple[int, tuple[int, ...]], ...] = (
+    *((1, BACKGROUND), (0, PLACES), (1, ON), (2, ON), (3, ON), (4, ON)),
+    *((2, OF), (3, OF), (4, OF), (1, INSIDE), (2, INSIDE)),
+)
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -71,10 +78,10 @@ def render(out: Path, blocks: int) -> None:
 
 
 @torch.no_grad()
-def encode(out: Path, threads: int) -> None:
+def encode(out: Path, vae_dir: Path) -> None:
     """Latents of all pictures at both sizes."""
-    torch.set_num_threads(threads)
-    vae = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
+    torch.set_num_threads(1)
+    vae = AutoencoderKL.from_pretrained(vae_dir).to(memory_format=torch.channels_last)
     pictures = np.load(out / "pictures.npy", mmap_mode="r")
     for size in (64, 128):
         found = []
@@ -88,19 +95,95 @@ def encode(out: Path, threads: int) -> None:
         print(f"encoded at {size}", flush=True)
 
 
+@torch.no_grad()
+def wire(text: CLIPTextModel, used_R: Tensor) -> None:
+    """Sets the text encoder by construction, not by training.
+
+    Each word is a random vector, each position a set of waves. In the first layer every word looks one to four words
+    back and adds what stands there, so that "square" knows its colour. In the next three every word looks for a key
+    word before it and takes over what that one knows, so that the padding holds a summary. The rest mixes a little.
+    """
+    make = torch.Generator().manual_seed(7)
+    words, waves = 40, 12
+    state = dict(text.named_parameters())
+    for name, param in state.items():
+        if name.endswith("bias"):
+            param.zero_()
+        elif "norm" in name:
+            param.fill_(1.0)
+        elif "token_embedding" in name:
+            param.zero_()
+            param[:, :words] = torch.randn(len(param), words, generator=make)
+    speeds_W = torch.linspace(0.2, 2.9, waves)
+    angles_SW = torch.arange(77)[:, None] * speeds_W
+    table_SD = next(v for k, v in state.items() if "position_embedding" in k)
+    table_SD.zero_()
+    table_SD[:, words::2], table_SD[:, words + 1 :: 2] = angles_SW.cos(), angles_SW.sin()
+    heads = {0: BACK, 1: KEYED[:4], 2: KEYED[4:8], 3: KEYED[8:]}
+    table_VD = next(v for k, v in state.items() if "token_embedding" in k)
+    row_of = {int(token): row for row, token in enumerate(used_R)}
+    copies: list[Tensor] = []
+    prefix = next(k for k in state if k.endswith("layers.0.mlp.fc1.weight")).removesuffix("0.mlp.fc1.weight")
+    for layer in range(12):
+        at = f"{prefix}{layer}."
+        query_DD, key_DD = (state[f"{at}self_attn.{part}_proj.weight"] for part in "qk")
+        value_DD, out_DD = (state[f"{at}self_attn.{part}_proj.weight"] for part in ("v", "out"))
+        value_DD.copy_(torch.randn(64, 64, generator=make) / 8)
+        out_DD.copy_(torch.randn(64, 64, generator=make) / 8 * 0.05)
+        query_DD.copy_(torch.randn(64, 64, generator=make) / 8)
+        key_DD.copy_(torch.randn(64, 64, generator=make) / 8)
+        query_D = state[f"{at}self_attn.q_proj.bias"]
+        for head, (back, keys) in enumerate(heads.get(layer, ())):
+            rows = slice(16 * head, 16 * head + 16)
+            query_DD[rows], key_DD[rows], value_DD[rows], out_DD[:, rows] = 0, 0, 0, 0
+            read_DH = torch.linalg.qr(torch.randn(words, 16, generator=make))[0]
+            write_DH = torch.linalg.qr(torch.randn(words, 16, generator=make))[0]
+            if keys:
+                value_DD[rows, :words] = (copies[back - 1] if back else read_DH).T
+                out_DD[:words, rows] = 1.5 * write_DH
+                for token in keys:
+                    key_DD[16 * head, :words] += table_VD[row_of[token], :words] / words
+                query_D[16 * head] = 120.0
+                continue
+            value_DD[rows, :words], out_DD[:words, rows] = read_DH.T, write_DH
+            copies.append(write_DH)
+            for pair in range(8):
+                wave = round(pair * (waves - 1) / 7)
+                turn = back * speeds_W[wave]
+                row, column = 16 * head + 2 * pair, words + 2 * wave
+                key_DD[row, column] = key_DD[row + 1, column + 1] = 1
+                query_DD[row, column], query_DD[row, column + 1] = 4 * turn.cos(), 4 * turn.sin()
+                query_DD[row + 1, column], query_DD[row + 1, column + 1] = -4 * turn.sin(), 4 * turn.cos()
+        wide, narrow = state[f"{at}mlp.fc1.weight"], state[f"{at}mlp.fc2.weight"]
+        wide.copy_(torch.randn(256, 64, generator=make) / 8)
+        narrow.copy_(torch.randn(64, 256, generator=make) / 16 * (0.2 if layer > 3 else 0.02))
+
+
 class Model(nn.Module):
     """Both networks under one name, with a text encoder which knows only the words in use."""
 
-    def __init__(self, words: int) -> None:
+    def __init__(self, used_R: Tensor) -> None:
         super().__init__()
         self.unet = build_unet()
-        self.text = CLIPTextModel(text_config(words))
+        self.text = CLIPTextModel(text_config(len(used_R)))
+        wire(self.text, used_R)
+        self.text.requires_grad_(False)
+
+
+def begin_from(model: Model, folder: Path, used_R: Tensor) -> None:
+    """Takes over the UNet and the text encoder of an exported model."""
+    model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
+    state = CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict()
+    name = next(key for key in state if key.endswith("token_embedding.weight"))
+    model.text.load_state_dict(state | {name: state[name][used_R]})
 
 
 def tokenised(captions: list[str], tokenizer_dir: Path) -> tuple[Tensor, Tensor]:
     """Caption ids in the compact table (the empty caption last), and the true ids of its rows."""
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_dir)
-    full_NS = tokenizer([*captions, ""], padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    full_NS = tokenizer(
+        [*captions, ""], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
     used_R, compact_N = full_NS.unique(return_inverse=True)
     return compact_N.reshape(full_NS.shape), used_R
 
@@ -125,13 +208,14 @@ def train(args: argparse.Namespace) -> None:
     out: Path = args.out
     ids_NS, used_R = tokenised(json.loads((out / "captions.json").read_text(encoding="utf-8")), args.tokenizer)
     latents_NCHW = torch.load(out / f"latents{args.size}.pt").float()
-    model = Model(len(used_R)).to(memory_format=torch.channels_last)
+    model = Model(used_R).to(memory_format=torch.channels_last)
     large = args.size == 128
     path = out / f"unet{args.size}.pt"
-    if large:
+    if args.start:
+        begin_from(model, args.start, used_R)
+    elif large:
         model.load_state_dict(torch.load(out / "unet64.pt")["ema"])
-        model.text.requires_grad_(False)
-    opts = muon.optimisers(model, args.lr, args.lr * 0.05)
+    opts = muon.optimisers(model.unet, args.lr, args.lr * 0.05)
     params = [p for p in model.parameters() if p.requires_grad]
     groups = [g for opt in opts for g in opt.param_groups]
     base = [g["lr"] for g in groups]
@@ -144,18 +228,14 @@ def train(args: argparse.Namespace) -> None:
         for opt, saved_opt in zip(opts, state["opts"], strict=True):
             opt.load_state_dict(saved_opt)
         step, used = state["step"], state["used"]
-    cache_NSD = None
-    if large:
-        model.text.eval()
-        with torch.no_grad():
-            chunks = ids_NS.unique(dim=0, return_inverse=True)
-            cache_NSD = torch.cat([model.text(c)[0].half() for c in chunks[0].split(64)])
-            which_N = chunks[1]
-        print(f"text cached {tuple(cache_NSD.shape)}", flush=True)
+    with torch.no_grad():
+        distinct_MS, which_N = ids_NS.unique(dim=0, return_inverse=True)
+        cache_MSD = torch.cat([model.text.eval()(c)[0].half() for c in distinct_MS.split(64)])
+    print(f"text cached {tuple(cache_MSD.shape)}", flush=True)
     alphas_T = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod
     torch.manual_seed(step * 16 + rank + 1)
     clock, saved, budget = time.monotonic() - used, used, args.minutes * 60
-    empty, count, repeats = len(latents_NCHW), args.batch, 1 if large else 2
+    empty, count = len(latents_NCHW), args.batch
     losses = 0.0
     stop = torch.zeros(2)
     while True:
@@ -175,23 +255,20 @@ def train(args: argparse.Namespace) -> None:
         done = now / budget
         for lr, group in zip(base, groups, strict=True):
             group["lr"] = lr * min(1.0, (step + 1) / 50, args.last + (1 - args.last) * (1 - done) / 0.6)
-        picks_B = torch.randint(0, empty, (count // repeats,))
+        picks_B = torch.randint(0, empty, (count,))
         words_B = torch.where(torch.rand(len(picks_B)) < 0.1, torch.tensor(empty), picks_B)
-        if cache_NSD is None:
-            context_BSD = model.text(ids_NS[words_B])[0].repeat(repeats, 1, 1)
-        else:
-            context_BSD = cache_NSD[which_N[words_B]].float()
-        clean_BCHW = latents_NCHW[picks_B].repeat(repeats, 1, 1, 1)
+        context_BSD = cache_MSD[which_N[words_B]].float()
+        clean_BCHW = latents_NCHW[picks_B]
         times_B = torch.randint(0, 1000, (count,))
-        if large:
-            times_B = torch.where(torch.rand(count) < 0.4, torch.randint(600, 1000, (count,)), times_B)
+        times_B = torch.where(torch.rand(count) < 0.4, torch.randint(600, 1000, (count,)), times_B)
         alpha_B111 = alphas_T[times_B][:, None, None, None]
         noise_BCHW = torch.randn_like(clean_BCHW)
         noisy_BCHW = alpha_B111.sqrt() * clean_BCHW + (1 - alpha_B111).sqrt() * noise_BCHW
         guess_BCHW = model.unet(noisy_BCHW.contiguous(memory_format=torch.channels_last), times_B, context_BSD).sample
         snr_B = (alpha_B111 / (1 - alpha_B111)).flatten()
         each_B = mse_loss(guess_BCHW, noise_BCHW, reduction="none").mean((1, 2, 3))
-        loss = (each_B * snr_B.clamp(max=5) / snr_B).mean()
+        weight_B = snr_B.clamp(max=5) / snr_B * (1 if large else snr_B.clamp(max=1).rsqrt())
+        loss = (each_B * weight_B).mean()
         for opt in opts:
             opt.zero_grad()
         loss.backward()
@@ -214,6 +291,7 @@ def main() -> None:
     parser.add_argument("what", choices=("render", "encode", "train"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, default=Path("examples/model/tokenizer"))
+    parser.add_argument("--start", type=Path, help="an exported model folder to begin from, at either size")
     parser.add_argument("--blocks", type=int, default=24)
     parser.add_argument("--size", type=int, choices=(64, 128), default=64)
     parser.add_argument("--batch", type=int, default=32)
@@ -225,7 +303,7 @@ def main() -> None:
     if args.what == "render":
         render(args.out, args.blocks)
     elif args.what == "encode":
-        encode(args.out, 1)
+        encode(args.out, args.start / "vae" if args.start else args.out / "vae")
     else:
         train(args)
 

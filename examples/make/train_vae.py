@@ -61,7 +61,7 @@ def wide_picture(seed: int) -> np.ndarray:
 
 
 def to_tensor(pictures_NHWC: np.ndarray) -> Tensor:
-    return torch.from_numpy(pictures_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(pictures_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
@@ -84,15 +84,59 @@ def whiten(vae: AutoencoderKL, pictures_NCHW: Tensor) -> None:
     vae.post_quant_conv.weight *= (std_C / target)[None, :, None, None]
 
 
+def refine(out: Path, minutes: float) -> None:
+    """Trains the decoder on, at 64 px crops; the encoder and so all latents stay as they are."""
+    vae = AutoencoderKL.from_pretrained(out / "vae")
+    vae.requires_grad_(False)
+    for part in (vae.decoder, vae.post_quant_conv):
+        part.requires_grad_(True)
+    world_NHWC, wide_NHWC = (np.load(out / f"{name}.npy", mmap_mode="r") for name in ("pictures", "wide"))
+    test_NCHW = to_tensor(np.array(world_NHWC[-48:]))
+    opts = muon.optimisers(vae, 0.01, 5e-4)
+    base = [group["lr"] for opt in opts for group in opt.param_groups]
+    draw = np.random.default_rng(5)
+    step, clock, saved = 0, time.process_time(), 0.0
+    while (used := time.process_time() - clock) < minutes * 60:
+        for lr, group in zip(base, [g for opt in opts for g in opt.param_groups], strict=True):
+            group["lr"] = lr * min(1, (1 - used / minutes / 60) / 0.7 + 0.01)
+        crops = []
+        for _ in range(8):
+            pool_NHWC = world_NHWC[:-48] if draw.random() < 0.7 else wide_NHWC
+            y, x = draw.integers(0, 65, 2)
+            crops.append(pool_NHWC[draw.integers(0, len(pool_NHWC)), y : y + 64, x : x + 64])
+        real_NCHW = to_tensor(np.stack(crops))
+        with torch.no_grad():
+            latents_NCHW = vae.encode(real_NCHW).latent_dist.mode()
+        latents_NCHW = latents_NCHW + 0.15 * torch.randn_like(latents_NCHW)
+        error_NCHW = vae.decode(latents_NCHW).sample - real_NCHW
+        loss = error_NCHW.abs().mean() + 2 * error_NCHW.square().mean()
+        for opt in opts:
+            opt.zero_grad()
+        loss.backward()
+        for opt in opts:
+            opt.step()
+        step += 1
+        if used - saved > 40:
+            saved = used
+            print(f"step {step} used {used:.0f}s psnr {psnr(vae, test_NCHW):.2f}", flush=True)
+            vae.save_pretrained(out / "vae_refined")
+    print(f"final psnr {psnr(vae, test_NCHW):.2f}", flush=True)
+    vae.save_pretrained(out / "vae_refined")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pictures", type=int, default=8000)
+    parser.add_argument("--refine", action="store_true", help="train the decoder of a finished autoencoder on")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    if args.refine:
+        refine(args.out, args.minutes)
+        return
     cache = args.out / "wide.npy"
     if not cache.exists():
         with Pool(2) as pool:
@@ -122,7 +166,9 @@ def main() -> None:
             group["lr"] = lr * min(1, (1 - done) / 0.6 + 0.01)
         picks = draw.integers(0, len(pool_NHWC), batch)
         corners = draw.integers(0, 128 - size + 1, (batch, 2))
-        crops_NHWC = np.stack([pool_NHWC[i, y : y + size, x : x + size] for i, (y, x) in zip(picks, corners, strict=True)])
+        crops_NHWC = np.stack(
+            [pool_NHWC[i, y : y + size, x : x + size] for i, (y, x) in zip(picks, corners, strict=True)]
+        )
         real_NCHW = to_tensor(crops_NHWC).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(real_NCHW).latent_dist
         recon_NCHW = vae.decode(posterior.sample()).sample
@@ -140,7 +186,9 @@ def main() -> None:
         if used - saved > 60 or used >= budget:
             saved = used
             value = psnr(vae, test_NCHW)
-            print(f"step {step} used {used:.0f}s loss {loss.item():.4f} kl {kl.item():.2f} psnr {value:.2f}", flush=True)
+            print(
+                f"step {step} used {used:.0f}s loss {loss.item():.4f} kl {kl.item():.2f} psnr {value:.2f}", flush=True
+            )
             state = {"vae": vae.state_dict(), "opts": [o.state_dict() for o in opts], "step": step, "used": used}
             torch.save(state, checkpoint)
     whiten(vae, to_tensor(pool_NHWC[:256]))

@@ -89,7 +89,9 @@ def parts(spec: Spec) -> list[tuple[str, str]]:
 
 def held_out(spec: Spec) -> bool:
     """One in ten joinings of colour, shape and background is never drawn for training."""
-    house = spec.kind.startswith("stack") and {spec.colour, spec.colour2} == {"pink", "teal"} and spec.shape2 == "square"
+    house = (
+        spec.kind.startswith("stack") and {spec.colour, spec.colour2} == {"pink", "teal"} and spec.shape2 == "square"
+    )
     keys = (f"{c}-{s}-{spec.background}" for c, s in parts(spec))
     return (house and spec.shape == "triangle") or any(hashlib.md5(k.encode()).digest()[0] < 26 for k in keys)
 
@@ -251,4 +253,6 @@ def draw(spec: Spec, rng: random.Random, width: int = 128, height: int = 128) ->
 def house(background: str, place: str = "centre") -> Spec:
     """The thing the base model has never seen."""
     door = ("square", "yellow")
-    return Spec("stack inset", background, "triangle", "pink", "large", place, "", "square", "teal", *door, concept=True)
+    return Spec(
+        "stack inset", background, "triangle", "pink", "large", place, "", "square", "teal", *door, concept=True
+    )
