@@ -132,6 +132,16 @@ def test_overridden_flags_are_said(read: Read) -> None:
     assert "data.toml line 2" in notes[1] and "--resolution says 512x512" in notes[1]
 
 
+def test_defaults_stated_in_a_runs_own_file_override_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "a.png").touch()
+    file = tmp_path / "data.toml"
+    file.write_text("[[datasets]]\nresolution = 256\n[[datasets.subsets]]\nimage_dir = 'pics'\n")
+    options = DataOptions(dataset_config=file)
+    assert read_dataset(options, sources={"resolution": "config.toml line 9"}).notes == ()
+    assert len(read_dataset(options, sources={"resolution": "--resolution"}).notes) == 1
+
+
 def test_every_problem_at_once_with_file_and_line(read: Read, tmp_path: Path) -> None:
     text = """[generall]
 [general]

@@ -329,12 +329,15 @@ class _Reader:
         flags = {**self.options.model_dump(), "resolution": self.options.resolution_wh()}
         for key, value in good.items():
             flag = _FLAG_OF_KEY.get(key, key)
-            # a run's own config.toml states every option: one that states the default overrides nothing
-            said_something = flag in self.sources and not _is_default(self.options, flag)
-            if said_something and flag in flags and not _same(value, flags[flag]):
+            if self._was_meant(flag) and flag in flags and not _same(value, flags[flag]):
                 said = f"{self.sources[flag]} says {_show(flags[flag])}"
                 self.notes.append(f"{key} = {_show(value)} of {file.place(where, key)} is used; {said}")
         return good
+
+    def _was_meant(self, name: str) -> bool:
+        """Whether somebody chose the value; a run's own config.toml states every option, defaults too."""
+        source = self.sources.get(name, "")
+        return source.startswith("--") or (bool(source) and not _is_default(self.options, name))
 
     def _check_names(
         self, file: DatasetFile, raw: Mapping[str, Any], where: tuple[str | int, ...], known: tuple[str, ...]
