@@ -125,6 +125,16 @@ def test_a_run_that_does_not_heed_stop_is_ended_with_its_children(tmp_path: Path
     assert not psutil.pid_exists(int(folder.console_log.read_text().split()[0]))
 
 
+def test_a_run_that_heeds_stop_may_take_its_time_to_save(tmp_path: Path) -> None:
+    from trainer.supervise import supervise
+
+    slow = STOPPABLE.replace("events.emit(Stopped", "time.sleep(3)\nevents.emit(Stopped")
+    folder = RunFolder(tmp_path)
+    folder.write_job(Job((sys.executable, "-c", slow, str(tmp_path)), str(ROOT)))
+    folder.ask("stop")
+    assert supervise(folder, grace_seconds=2.0).state == "stopped"
+
+
 def test_a_launcher_that_is_killed_leaves_no_orphans(tmp_path: Path) -> None:
     """As accelerate's launcher: it dies, its child trainer would go on for ever."""
     folder = RunFolder(tmp_path)

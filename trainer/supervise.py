@@ -72,7 +72,8 @@ def _run(folder: RunFolder, status: Status, *, grace_seconds: float) -> int:
     asked_at: float | None = None
     while (code := process.poll()) is None:
         time.sleep(POLL_SECONDS)
-        asked_at = asked_at or (time.monotonic() if folder.asked("stop") else None)
+        # a trainer that took the request away is heeding it, and may take its time to save
+        asked_at = (asked_at or time.monotonic()) if folder.asked("stop") else None
         if asked_at is not None and time.monotonic() - asked_at > grace_seconds:
             host.end_tree(process.pid)
     # a launcher that died leaves its children behind: nothing of the job outlives it
