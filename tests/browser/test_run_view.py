@@ -204,7 +204,7 @@ def test_a_run_that_does_not_heed_stop_is_ended_by_hand(server: Server, page: Pa
 
 @pytest.mark.parametrize(
     ("end", "cause", "last"),
-    [("crash", "Out of memory", "step 5"), ("exit", "exit code 1", "RuntimeError"), ("die", "signal 9", "step")],
+    [("crash", "Out of memory", "step 5"), ("exit", "exit code 1", "RuntimeError"), ("die", "SIGKILL", "step")],
 )
 def test_a_crash_shows_its_cause(server: Server, page: Page, start: Any, end: str, cause: str, last: str) -> None:
     folder = start(steps=10, seconds=0.02, end=end)
