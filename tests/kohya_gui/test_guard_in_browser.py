@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import functools
 import http.server
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from tests.kohya_gui.page_server import PageServer, free_port
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-
-if CHROMIUM is None and not os.environ.get("CI"):
-    pytest.skip("no Chromium here", allow_module_level=True)
 
 ATTACK = """<!doctype html><title>elsewhere</title><iframe id="frame" src="{address}/"></iframe><script>
 async function attack() {{
@@ -37,14 +29,6 @@ async function attack() {{
 def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
     with PageServer(tmp_path_factory.mktemp("guarded"), "--port", str(free_port())) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
