@@ -108,8 +108,9 @@ def info_text(spec: OptionSpec) -> str:
 
 
 def markdown(text: str) -> str:
-    """Plain text for a place that reads Markdown and HTML."""
-    return re.sub(r"([\\`*_\[\]#|~{}])", r"\\\1", html.escape(text, quote=False))
+    """Plain text for a place that reads Markdown and HTML: what Markdown would read goes in as a character reference
+    (Gradio shows backslashes before brackets and underscores as they are)."""
+    return re.sub(r"[\\`*_\[\]#|~{}]", lambda m: f"&#{ord(m[0])};", html.escape(text, quote=False))
 
 
 def shown(spec: OptionSpec, value: Any) -> Any:

@@ -267,7 +267,8 @@ class RunReader:
         known = self._ended.get(name)
         if known is not None and known[0] == written:
             return known[1]
-        state, _ = _state(folder, folder.status())
+        status = folder.status()
+        state, _ = _state(folder, status)
         step = _last_step(folder.events_file)
         row = Row(
             name=name,
@@ -275,7 +276,8 @@ class RunReader:
             step=step.step if step else 0,
             total_steps=_total_steps(folder.events_file),
             loss=step.loss_average if step else None,
-            when=_modified(folder.job_file),
+            # a run from the command line has no job file
+            when=status.begun if status is not None and status.begun else _modified(folder.job_file),
         )
         if state in ENDED:
             self._ended[name] = (written, row)

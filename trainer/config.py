@@ -60,8 +60,10 @@ class RunConfig:
         return found
 
     def toml(self) -> str:
-        """The configuration as a TOML that gives it back."""
-        return render_config(self.groups(), heading=f"task {self.task}; every option with its value")
+        """The configuration as a TOML that gives it back in a run of its own: run_dir is not a part of it."""
+        groups = {title: {**values, "run_dir": None} if "run_dir" in values else values
+                  for title, values in self.groups().items()}  # fmt: skip
+        return render_config(groups, heading=f"task {self.task}; every option with its value")
 
 
 @dataclass(frozen=True)

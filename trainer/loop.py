@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from trainer.errors import RunError
+from trainer.errors import Problem, RunError
 from trainer.hooks.base import Hook, Moment
 from trainer.hooks.resume import Progress
 from trainer.lazy import torch
@@ -49,6 +49,14 @@ class LengthOptions(Options):
     """Micro-batches whose gradients are summed for one step: a larger batch's effect in a small one's memory."""
     seed: int | None = opt(None, ge=0, le=2**32 - 1)
     """Start of all randomness; the same seed gives the same run. Unset: one is drawn and kept in config.toml."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Steps that somebody chose and that epochs overrule."""
+        steps = self.max_train_steps
+        if self.max_train_epochs is not None and steps != type(self).model_fields["max_train_steps"].default:
+            said = f"is not used: max_train_epochs ({self.max_train_epochs}) wins where both are set"
+            remedy = "Leave max_train_epochs out, or raise it"
+            yield Problem("max_train_steps", said, str(steps), remedy=remedy, severity="warning")
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,10 @@ def train(args: argparse.Namespace) -> None:
     elif large:
         model.load_state_dict(torch.load(out / "unet64.pt")["ema"])
     opts = muon.optimisers(model.unet, args.lr, args.lr * 0.05)
+    learns = args.text_lr > 0 and not large
+    if learns:
+        model.text.requires_grad_(True)
+        opts.append(torch.optim.AdamW(model.text.parameters(), lr=args.text_lr, weight_decay=0.0, betas=(0.9, 0.99)))
     params = [p for p in model.parameters() if p.requires_grad]
     groups = [g for opt in opts for g in opt.param_groups]
     base = [g["lr"] for g in groups]
@@ -255,10 +259,12 @@ def train(args: argparse.Namespace) -> None:
         done = now / budget
         for lr, group in zip(base, groups, strict=True):
             group["lr"] = lr * min(1.0, (step + 1) / 50, args.last + (1 - args.last) * (1 - done) / 0.6)
-        picks_B = torch.randint(0, empty, (count,))
+        picks_B = torch.randint(0, empty, (count // 2 if learns else count,))
         words_B = torch.where(torch.rand(len(picks_B)) < 0.1, torch.tensor(empty), picks_B)
-        context_BSD = cache_MSD[which_N[words_B]].float()
+        context_BSD = model.text(ids_NS[words_B])[0] if learns else cache_MSD[which_N[words_B]].float()
         clean_BCHW = latents_NCHW[picks_B]
+        if learns:  # the text costs much: each caption serves two noises
+            context_BSD, clean_BCHW = context_BSD.repeat(2, 1, 1), clean_BCHW.repeat(2, 1, 1, 1)
         times_B = torch.randint(0, 1000, (count,))
         times_B = torch.where(torch.rand(count) < 0.4, torch.randint(600, 1000, (count,)), times_B)
         alpha_B111 = alphas_T[times_B][:, None, None, None]
@@ -298,6 +304,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--until", type=float, default=float("inf"), help="stop at this clock time (seconds)")
     parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--text-lr", type=float, default=0.0, help="train the text encoder as well, at 64 px only")
     parser.add_argument("--last", type=float, default=0.02, help="the last step's share of the learning rate")
     args = parser.parse_args()
     if args.what == "render":

@@ -244,6 +244,21 @@ def test_another_runs_file_is_never_overwritten(place: Place) -> None:
     assert isinstance(events[-1], Finished)
 
 
+def test_a_runs_own_config_starts_a_new_run_and_never_writes_into_the_old_one(place: Place) -> None:
+    place.train()
+    before = (place.path / "runs" / "a" / "events.jsonl").read_bytes()
+    argv = [sys.executable, "-m", "trainer", "train_network", "--config_file", "runs/a/config.toml"]
+    more = ["--resume", "outputs/a-state", "--max_train_epochs", "2", "--output_name", "b"]
+    done = subprocess.run([*argv, *more], cwd=place.path, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (place.path / "outputs" / "b.safetensors").exists() and len(list((place.path / "runs").iterdir())) == 2
+    refused = subprocess.run(
+        [*argv, *more, "--run_dir", "runs/a"], cwd=place.path, env=ENV, capture_output=True, text=True, timeout=300
+    )
+    assert refused.returncode == 2 and "holds a run already" in refused.stderr
+    assert (place.path / "runs" / "a" / "events.jsonl").read_bytes() == before
+
+
 def test_a_resumed_run_with_other_data_is_refused(place: Place) -> None:
     place.train()
     (place.path / "pics" / "p0.txt").write_text("something else")

@@ -87,6 +87,9 @@ def run_task(task: Task, argv: Sequence[str]) -> int:
         return EXIT_CODE
     run_dir = config.flat()["run_dir"]
     folder = RunFolder(Path(run_dir).absolute()) if run_dir else _new_folder(task, config, is_main)
+    if is_main and folder.events_file.exists():
+        remedy = "Leave run_dir out, or name a new folder; a resumed run has a folder of its own, too"
+        return _refuse(TrainerError(f"{folder.path} holds a run already", option="run_dir", remedy=remedy))
     folder.path.mkdir(parents=True, exist_ok=True)
     events = Events(folder.events_file if is_main else None)
     supervised = folder.status() is not None and folder.job_file.exists()
@@ -143,6 +146,13 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {first}. This is a fault of the program; the log has the details"
 
 
+def _refuse(error: TrainerError) -> int:
+    """Say what is wrong where there is no run to write it to."""
+    for problem in error.problems:
+        log.error("%s", problem)
+    return EXIT_CODE
+
+
 def _with_status(folder: RunFolder, run: Callable[[], int]) -> int:
     """Without a supervisor the trainer writes its own status."""
     from trainer.supervise import end_of
@@ -165,7 +175,7 @@ def _say_config_error(error: ConfigError, argv: Sequence[str], is_main: bool) ->
     words = list(argv)
     if is_main and "--run_dir" in words[:-1]:
         folder = RunFolder(Path(words[words.index("--run_dir") + 1]))
-        if folder.path.is_dir():
+        if folder.path.is_dir() and not folder.events_file.exists():
             events = Events(folder.events_file)
             events.emit(Error(str(error), [p.as_dict() for p in error.problems]))
             events.close()
