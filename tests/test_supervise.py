@@ -157,13 +157,22 @@ def test_killing_the_group_ends_everything_and_reads_as_died(tmp_path: Path) -> 
     assert state(folder) == "died"
 
 
-def test_the_second_job_waits_for_the_first_and_then_runs(tmp_path: Path) -> None:
-    lock = (str(tmp_path / "device"),)
-    first, second = RunFolder(tmp_path / "1"), RunFolder(tmp_path / "2")
+Started = tuple[RunFolder, "subprocess.Popen[bytes]"]
+
+
+def one_running_one_queued(place: Path) -> tuple[Started, Started]:
+    """Two jobs over one lock."""
+    lock = (str(place / "device"),)
+    first, second = RunFolder(place / "1"), RunFolder(place / "2")
     one = start(first, STOPPABLE, locks=lock)
     wait(lambda: state(first) == "running")
     two = start(second, FINISH, locks=lock)
     wait(lambda: state(second) == "queued")
+    return (first, one), (second, two)
+
+
+def test_the_second_job_waits_for_the_first_and_then_runs(tmp_path: Path) -> None:
+    (first, one), (second, two) = one_running_one_queued(tmp_path)
     status = second.status()
     assert status and status.waiting_for == "1"
     first.ask("stop")
@@ -180,12 +189,7 @@ def test_a_job_that_cannot_be_started_says_why(tmp_path: Path) -> None:
 
 
 def test_a_queued_job_can_be_taken_out(tmp_path: Path) -> None:
-    lock = (str(tmp_path / "device"),)
-    first, second = RunFolder(tmp_path / "1"), RunFolder(tmp_path / "2")
-    one = start(first, STOPPABLE, locks=lock)
-    wait(lambda: state(first) == "running")
-    two = start(second, FINISH, locks=lock)
-    wait(lambda: state(second) == "queued")
+    (first, one), (second, two) = one_running_one_queued(tmp_path)
     second.ask("stop")
     assert end(second, two).state == "stopped"
     assert not second.events_file.exists()

@@ -199,11 +199,6 @@ def _source(values: Values, name: str) -> str:
     return values[name].source if name in values else ""
 
 
-def write_run_config(config: RunConfig, path: Path) -> None:
-    """Write config.toml of a run."""
-    path.write_text(config.toml(), encoding="utf-8")
-
-
 def changed(config: type[RunConfig], values: Mapping[str, Any]) -> dict[str, Any]:
     """Only what differs from the defaults, for presets; a slot's key is always kept."""
     keys = {plug.key for _, plug in group_fields(config).values() if plug}

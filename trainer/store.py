@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -236,8 +235,3 @@ def render_reference(tasks: Mapping[str, Sequence[OptionSpec]]) -> str:
             lines.append(f"| `{spec.name}` | {spec.help.replace('|', '/')} | {values} | {default} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def wrap(text: str, width: int = 100) -> str:
-    """Text folded for a terminal."""
-    return "\n".join(textwrap.wrap(text, width))

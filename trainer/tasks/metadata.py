@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,7 @@ class Export:
 
     def _metadata(self, path: Path, moment: Moment) -> dict[str, str]:
         config, summary = self._config, self._training_set.summary()
-        model = Path(config.model.pretrained_model_name_or_path)
-        legacy, new = kohya_model_hashes(model)
+        legacy, new = self._model_hashes
         facts = kohya.RunFacts(
             session_id=int(self._started * 1000) % 2**32,
             started_at=self._started,
@@ -53,7 +53,7 @@ class Export:
             max_train_steps=self._schedule.total_steps,
             base_model_version=self._family.base_model_version,
             optimizer=f"torch.optim.{config.optimizer.optimizer_type}({','.join(config.optimizer.optimizer_args)})",
-            model_name=model.name,
+            model_name=self._model.name,
             model_hash=legacy,
             new_model_hash=new,
             datasets=self._datasets(),
@@ -69,6 +69,15 @@ class Export:
             encoder_layer=config.model.clip_skip,
         )
         return {**kohya.training_metadata(config.flat(), facts), **spec}
+
+    @property
+    def _model(self) -> Path:
+        return Path(self._config.model.pretrained_model_name_or_path)
+
+    @cached_property
+    def _model_hashes(self) -> tuple[str, str]:
+        """Read once: a base model has gigabytes, and a run saves many times."""
+        return kohya_model_hashes(self._model)
 
     def _folders(self) -> dict[str, Any]:
         counts: dict[str, Any] = {}
