@@ -142,7 +142,7 @@ class _WorkerDecoder:
                 result = next(items)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:  # its signal is seen, or first the pipe it left behind
                 self._loader = None
                 raise _worker_died(error) from None
             if isinstance(result, str):
@@ -154,7 +154,7 @@ class _WorkerDecoder:
         self._loader = None
 
 
-def _worker_died(error: RuntimeError) -> DataError:
+def _worker_died(error: Exception) -> DataError:
     first = next(iter(str(error).splitlines()), "")
     return DataError(
         f"a process that loads pictures ended unexpectedly ({first})",
