@@ -10,22 +10,17 @@ from typing import Any, ClassVar
 from trainer.data.buckets import BucketOptions, Size
 from trainer.data.captions import CaptionOptions
 from trainer.data.dataset_file import DatasetFile, read_dataset_file
+from trainer.data.images import PixelOptions
 from trainer.data.scan import folder_problem, list_pictures, normal_extension
 from trainer.errors import ConfigError, Problem
 from trainer.schema import Options, nearest, opt, validate
 
 
-class PictureOptions(CaptionOptions):
+class PictureOptions(PixelOptions, CaptionOptions):
     """What can be said of every folder of pictures: by flag, for all datasets, for one, or for one folder."""
 
     caption_extension: str = opt(".caption", min_length=1, level="basic", aliases=["caption_extention"])
     """Ending of the caption files that lie beside the pictures; .txt and .caption are usual."""
-
-    flip_aug: bool = opt(False)
-    """Mirror each picture left to right half of the time. Not for faces, text or anything with a fixed side."""
-
-    random_crop: bool = opt(False)
-    """Cut the surplus off at a random place each time instead of evenly on both sides. Cannot go with cache_latents."""
 
 
 class FolderOptions(Options):

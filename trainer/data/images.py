@@ -18,11 +18,22 @@ from trainer.data.buckets import Geometry, Size
 from trainer.data.scan import open_picture
 from trainer.errors import DataError
 from trainer.lazy import torch
+from trainer.schema import Options, opt
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RGB = npt.NDArray[np.uint8]
+
+
+class PixelOptions(Options):
+    """What is done to the pixels of a folder's pictures."""
+
+    flip_aug: bool = opt(False)
+    """Mirror each picture left to right half of the time. Not for faces, text or anything with a fixed side."""
+
+    random_crop: bool = opt(False)
+    """Cut the surplus off at a random place each time instead of evenly on both sides. Cannot go with cache_latents."""
 
 
 def load_rgb(path: Path, geometry: Geometry, *, flipped: bool) -> RGB:
