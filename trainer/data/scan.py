@@ -79,11 +79,12 @@ class BadFile:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds; with anything in `bad` it cannot be trained from."""
+    """What a folder holds; with anything in `bad` it cannot be trained from. notes: what people should know of it."""
 
     folder: Path
     pictures: tuple[Picture, ...]
     bad: tuple[BadFile, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_without_caption(self) -> int:
@@ -234,6 +235,14 @@ def scan_folders(
         _scan_of(folder, extension, problem, [facts[path] for path in pictures])
         for (folder, extension), problem, pictures in zip(folders, problems, listed, strict=True)
     )
+
+
+def look_at(
+    paths: Iterable[Path], *, progress: Progress | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> dict[Path, _Facts]:
+    """What is to be known of single pictures, wherever they lie; good ones have reason ""."""
+    jobs = [(path, max_image_pixels) for path in dict.fromkeys(paths)]
+    return {fact.path: fact for fact in _with_progress(_run(jobs), len(jobs), progress)}
 
 
 @dataclass(frozen=True)
