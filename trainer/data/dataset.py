@@ -106,7 +106,9 @@ class TrainingSet:
             for (index, subset), scan in zip(subsets, scans, strict=True)
             for picture in scan.pictures
         ]
-        return cls(config.datasets, tuple(samples), config.notes + tuple(_caption_notes(subsets, scans)))
+        said = [note for scan in scans for note in scan.notes]
+        notes = dict.fromkeys([*config.notes, *_caption_notes(subsets, scans), *said])
+        return cls(config.datasets, tuple(samples), tuple(notes))
 
     def epoch_slots(self, seed: int, epoch: int) -> list[tuple[Slot, ...]]:
         """The epoch's batches, each of one dataset and bucket, in the order they are trained."""

@@ -1,8 +1,7 @@
 """Turn a picture file into training pixels: decode, EXIF turn, RGB, resize, crop, mirror.
 
-Shapes: C channels, H height, W width. Transparent pictures are laid over white; 16-bit and float greys are scaled to 8
-bits; other colour modes (CMYK, palette, ...) are converted by Pillow without colour profiles. Shrinking averages over
-areas (Pillow's BOX filter), enlarging uses Lanczos, both as sd-scripts does.
+Shapes: C channels, H height, W width. The rule for colours is decode.py's. Shrinking averages over areas (Pillow's BOX
+filter), enlarging uses Lanczos, both as sd-scripts does.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.data.buckets import Geometry, Size
-from trainer.data.scan import open_picture
+from trainer.data.decode import open_picture, to_rgb
 from trainer.errors import DataError
 from trainer.lazy import torch
 from trainer.schema import Options, opt
@@ -59,28 +58,6 @@ def to_pixels(rgb_BHWC: RGB) -> Tensor:
     """8-bit pixels as float32 [B, C, H, W] in [-1, 1]."""
     pixels_BHWC = torch.from_numpy(rgb_BHWC).to(torch.float32)
     return (pixels_BHWC / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB, transparency laid over white."""
-    image = _to_eight_bits(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, rgba).convert("RGB")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Deep greys scaled to 8 bits, where Pillow's convert would cut them off: 16-bit by their full range, 32-bit
-    integers likewise (that is how Pillow reads some 16-bit PNGs), floats as 0 to 1."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64) / 257.0
-    elif image.mode == "F":
-        values = np.asarray(image, dtype=np.float64) * 255.0
-    else:
-        return image
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
