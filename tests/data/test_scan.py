@@ -111,9 +111,10 @@ def test_what_should_be_known_of_good_pictures(picture: MakePicture, tmp_path: P
     Image.new("1", (3000, 3000)).save(folder / "not.png")
     picture("f/twice.png", caption="one text")
     picture("f/twice.JPG")
-    before = {path.name: path.stat() for path in folder.iterdir()}
+    before = {path.name: (path.read_bytes(), path.stat().st_ctime_ns) for path in folder.iterdir()}
     scan = scan_folder(folder, caption_extension=".txt")
-    assert not scan.bad and {path.name: path.stat() for path in folder.iterdir()} == before
+    assert not scan.bad
+    assert {path.name: (path.read_bytes(), path.stat().st_ctime_ns) for path in folder.iterdir()} == before
     (moving, clear, large, left, twice) = [note.partition(": ")[2] for note in scan.notes]
     assert moving == "only the first frame is trained of gif inside.png, moves.png, moves.webp"
     assert clear.startswith("1 pictures have transparent areas") and large.startswith("1 pictures have more than 9")

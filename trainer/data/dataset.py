@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from trainer.data.buckets import Geometry, Size, assign
 from trainer.data.captions import draw_caption
 from trainer.data.config import Dataset, DatasetConfig, Subset
+from trainer.data.faces import crop_to_face, face_of
+from trainer.data.images import ColourChange, MaskSource, PixelWork, draw_colour
 from trainer.data.sampler import Slot, shuffle_into_batches
 from trainer.data.scan import Picture, Progress, Scan, scan_folders
 from trainer.errors import DataError
@@ -28,6 +31,8 @@ class LatentKey(NamedTuple):
     sha256: str
     geometry: Geometry
     flipped: bool
+    interpolation: str | None
+    keeps_alpha: bool
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,11 @@ class Sample:
     repeats: int
     is_reg: bool
     loss_weight: float
+    mask_path: Path | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        return self.mask_path is not None or self.subset.pictures.alpha_mask
 
     @property
     def caption_text(self) -> str:
@@ -59,10 +69,21 @@ class View:
     geometry: Geometry
     flipped: bool
     caption: str
+    colour: ColourChange | None = None
 
     @property
     def key(self) -> LatentKey:
-        return LatentKey(self.sample.picture.sha256, self.geometry, self.flipped)
+        work = self.pixel_work
+        sha256 = self.sample.picture.sha256
+        return LatentKey(sha256, work.geometry, work.flipped, work.interpolation, work.mask == "alpha")
+
+    @property
+    def pixel_work(self) -> PixelWork:
+        """What `images.load_picture` needs to know of this use."""
+        sample, pictures = self.sample, self.sample.subset.pictures
+        mask: MaskSource = sample.mask_path or ("alpha" if pictures.alpha_mask else None)
+        interpolation = pictures.resize_interpolation
+        return PixelWork(sample.picture.path, self.geometry, self.flipped, self.colour, interpolation, mask)
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,7 @@ class TrainingSet:
             for (index, subset), scan in zip(subsets, scans, strict=True)
             for picture in scan.pictures
         ]
+        _refuse_clear_pictures(samples)
         said = [note for scan in scans for note in scan.notes]
         notes = dict.fromkeys([*config.notes, *_caption_notes(subsets, scans), *said])
         return cls(config.datasets, tuple(samples), tuple(notes))
@@ -128,9 +150,14 @@ class TrainingSet:
         if pictures.random_crop:
             rng = python_rng(seed, "crop", epoch, slot.slot)
             geometry = geometry.cropped_at(rng.randint(0, geometry.slack[0]), rng.randint(0, geometry.slack[1]))
+        zoom, face = pictures.face_zoom(), face_of(sample.picture.path)
+        if zoom and face:
+            rng = python_rng(seed, "face", epoch, slot.slot)
+            geometry = crop_to_face(sample.geometry, face, zoom=zoom, rng=rng)
+        colour = draw_colour(python_rng(seed, "colour", epoch, slot.slot)) if pictures.color_aug else None
         flipped = pictures.flip_aug and python_rng(seed, "flip", epoch, slot.slot).random() < 0.5
         caption = draw_caption(sample.caption_text, pictures, python_rng(seed, "caption", epoch, slot.slot))
-        return View(slot.slot, slot.sample, sample, geometry, flipped, caption)
+        return View(slot.slot, slot.sample, sample, geometry, flipped, caption, colour)
 
     def fixed_views(self) -> list[View]:
         """Every different picture, geometry and mirroring that can occur without random_crop, for caching."""
@@ -210,6 +237,14 @@ def _refuse_bad_files(scans: Sequence[Scan]) -> None:
         more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
         head = "1 file or folder cannot be used" if len(bad) == 1 else f"{len(bad)} files or folders cannot be used"
         raise DataError("\n  ".join([f"{head}:", *bad[:_SHOWN], *more]))
+
+
+def _refuse_clear_pictures(samples: Sequence[Sample]) -> None:
+    clear = [s.picture.path for s in samples if s.subset.pictures.alpha_mask and s.picture.alpha[1] == 0]
+    if clear:
+        shown = ", ".join(map(str, clear[:_SHOWN])) + (f" and {len(clear) - _SHOWN} more" if clear[_SHOWN:] else "")
+        remedy = "Take them out, or turn off alpha_mask"
+        raise DataError(f"{shown}: transparent everywhere, so that alpha_mask leaves nothing to train", remedy=remedy)
 
 
 def _caption_notes(subsets: Sequence[tuple[int, Subset]], scans: Sequence[Scan]) -> list[str]:

@@ -206,7 +206,15 @@ def _scan(config: TrainNetworkConfig, events: Events) -> TrainingSet:
     training_set = TrainingSet.build(dataset, progress=lambda done, total: events.phase("scanning", done, total))
     for note in training_set.notes:
         events.warning(note)
+    _refuse_missing_masks(config, training_set)
     return training_set
+
+
+def _refuse_missing_masks(config: TrainNetworkConfig, training_set: TrainingSet) -> None:
+    if config.loss.masked_loss and not any(sample.has_mask for sample in training_set.samples):
+        remedy = "Set alpha_mask, or conditioning_data_dir in the dataset file, or turn masked_loss off"
+        source = config.sources.get("masked_loss", "")
+        raise ConfigError([Problem("masked_loss", "no picture has a mask", "true", source, remedy)])
 
 
 def _accelerator(config: TrainNetworkConfig, events: Events) -> Accelerator:
@@ -255,7 +263,7 @@ def _build_parts(
     loader = Loader(
         training_set,
         seed=config.length.seed or 0,
-        load_pixels=not config.data.cache_latents,
+        load_pixels=not config.data.caches_latents,
         num_workers=config.data.max_data_loader_n_workers,
         persistent=config.data.persistent_data_loader_workers,
     )
@@ -285,7 +293,7 @@ def _latents(
     def noise(batch: LoadedBatch, shape: Sequence[int]) -> Tensor:
         return randn_slots(seed, "latent", batch.epoch, batch.slots, shape)
 
-    if config.data.cache_latents:
+    if config.data.caches_latents:
         say = lambda done, total: events.phase("caching", done, total)  # noqa: E731
         cache = LatentCache.build(training_set, family.encode_latents, batch_size=batch_size, progress=say)
         # the VAE has done its work; sampling brings it back
