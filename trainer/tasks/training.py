@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+    from trainer.data.cache import Shelf
     from trainer.data.dataset import TrainingSet
     from trainer.data.loader import LoadedBatch
     from trainer.data.sampler import StepPlan
@@ -295,7 +296,11 @@ def _latents(
 
     if config.data.caches_latents:
         say = lambda done, total: events.phase("caching", done, total)  # noqa: E731
-        cache = LatentCache.build(training_set, family.encode_latents, batch_size=batch_size, progress=say)
+        shelf = _shelf(config, family)
+        encode = family.encode_latents
+        cache = LatentCache.build(training_set, encode, shelf=shelf, batch_size=batch_size, progress=say)
+        for note in cache.notes:
+            events.warning(note)
         # the VAE has done its work; sampling brings it back
         family.vae.to("cpu")
 
@@ -312,6 +317,21 @@ def _latents(
         return drawn_BCHW.to(device)
 
     return encoded
+
+
+def _shelf(config: TrainNetworkConfig, family: Family) -> Shelf:
+    """Where encoded pictures are kept."""
+    from trainer.data.cache import InMemory, OnDisk
+    from trainer.data.disk_cache import weights_identity
+    from trainer.data.npz import NpzFormat
+
+    folder = config.data.latents_folder()
+    if folder is None:
+        return InMemory()
+    vae: Any = family.vae
+    scale = float(vae.config.scaling_factor)
+    npz = NpzFormat(family.npz_suffix, int(vae.config.latent_channels), family.latent_factor, scale)
+    return OnDisk(folder, encoder=f"{weights_identity(vae)} {scale}", npz=npz)
 
 
 def _refuse_clashes(config: TrainNetworkConfig, schedule: Schedule, progress: Progress) -> None:
