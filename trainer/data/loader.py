@@ -98,7 +98,10 @@ class Loader:
 
         def work() -> Iterator[_Work]:
             for micro in micro_batches:
-                views = tuple(self._training_set.view(s, seed=self._seed, epoch=micro.epoch) for s in micro.slots)
+                views = tuple(
+                    self._training_set.view(slot, seed=self._seed, epoch=micro.epoch, step=micro.step)
+                    for slot in micro.slots
+                )
                 waiting.append((micro, views))
                 yield _Work(tuple(view.pixel_work for view in views), self._load_pixels)
 

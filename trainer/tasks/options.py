@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from trainer import config as run_config
+from trainer.data.config import DatasetTableOptions, SubsetDefaults, SubsetOptions
+from trainer.schema import OptionSpec, specs_of
 from trainer.store import render_reference
 from trainer.tasks.base import Command
 
@@ -14,7 +16,16 @@ def page() -> str:
     """docs/options.md as it should be."""
     from trainer.tasks import tasks
 
-    return render_reference({name: run_config.specs(task.config) for name, task in tasks().items()})
+    of_tasks = {name: run_config.specs(task.config) for name, task in tasks().items()}
+    return render_reference({**of_tasks, "dataset file": dataset_file_keys()})
+
+
+def dataset_file_keys() -> tuple[OptionSpec, ...]:
+    """Every key of a dataset file once, the ones that every table can hold first."""
+    everywhere = specs_of(SubsetDefaults)
+    names = {spec.name for spec in everywhere}
+    more = (*specs_of(DatasetTableOptions), *specs_of(SubsetOptions))
+    return (*everywhere, *(spec for spec in more if spec.name not in names))
 
 
 def main(argv: Sequence[str]) -> int:

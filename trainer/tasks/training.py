@@ -79,9 +79,21 @@ def epoch_planner(
     seed = config.length.seed
     assert seed is not None
     accumulation = config.length.gradient_accumulation_steps
-    return lru_cache(maxsize=4)(
-        lambda epoch: plan_epoch(training_set, seed=seed, epoch=epoch, accumulation=accumulation, processes=processes)
-    )
+    starts = [0]
+
+    @lru_cache(maxsize=4)
+    def plan(epoch: int) -> list[StepPlan]:
+        while len(starts) <= epoch:
+            plan(len(starts) - 1)
+        first = starts[epoch]
+        steps = plan_epoch(
+            training_set, seed=seed, epoch=epoch, accumulation=accumulation, processes=processes, first_step=first
+        )
+        if len(starts) == epoch + 1:
+            starts.append(first + len(steps))
+        return steps
+
+    return plan
 
 
 def disk_problem(config: TrainNetworkConfig, schedule: Schedule, first_step: int, model_bytes: int) -> Problem | None:
@@ -118,6 +130,7 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
     accelerator = _accelerator(config, events)
     plan_epoch = epoch_planner(training_set, config, processes=accelerator.num_processes)
     schedule = schedule_of(config.length, plan_epoch)
+    training_set = dataclasses.replace(training_set, total_steps=schedule.total_steps)
     progress = point.progress if point else Progress()
     _refuse_clashes(config, schedule, progress)
     family, method = _build_model(config, accelerator)
@@ -207,15 +220,20 @@ def _scan(config: TrainNetworkConfig, events: Events) -> TrainingSet:
     training_set = TrainingSet.build(dataset, progress=lambda done, total: events.phase("scanning", done, total))
     for note in training_set.notes:
         events.warning(note)
-    _refuse_missing_masks(config, training_set)
+    _refuse_wrong_masks(config, training_set)
     return training_set
 
 
-def _refuse_missing_masks(config: TrainNetworkConfig, training_set: TrainingSet) -> None:
+def _refuse_wrong_masks(config: TrainNetworkConfig, training_set: TrainingSet) -> None:
+    """masked_loss without masks, and masks without masked_loss; alpha_mask needs no second word."""
     if config.loss.masked_loss and not any(sample.has_mask for sample in training_set.samples):
         remedy = "Set alpha_mask, or conditioning_data_dir in the dataset file, or turn masked_loss off"
         source = config.sources.get("masked_loss", "")
         raise ConfigError([Problem("masked_loss", "no picture has a mask", "true", source, remedy)])
+    if not config.loss.masked_loss and any(sample.mask_path for sample in training_set.samples):
+        said = "the dataset file names masks, and nothing uses them"
+        remedy = "Set masked_loss, or take conditioning_data_dir out of the dataset file"
+        raise ConfigError([Problem("conditioning_data_dir", said, remedy=remedy)])
 
 
 def _accelerator(config: TrainNetworkConfig, events: Events) -> Accelerator:
