@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.data.conftest import MakePicture
 from trainer.data.config import DataOptions, read_dataset
@@ -104,3 +105,20 @@ def test_two_pictures_that_share_a_caption_are_both_trained(picture: MakePicture
         ("a.png", "a cat"),
     ]
     assert len({view.key for view in training_set.fixed_views()}) == 2
+
+
+def test_masks_of_another_size_and_black_ones(picture: MakePicture, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture(f"pics/{name}.png", (64, 48), caption="x")
+    picture("masks/a.png", (48, 64))
+    Image.new("L", (64, 48), 0).save(tmp_path / "masks" / "b.png")
+    Image.new("L", (64, 48), 1).save(tmp_path / "masks" / "c.png")
+    (tmp_path / "d.toml").write_text(
+        "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'pics'\ncaption_extension = '.txt'\n"
+        "conditioning_data_dir = 'masks'\n"
+    )
+    with pytest.raises(DataError) as caught:
+        TrainingSet.build(read_dataset(DataOptions(dataset_config=tmp_path / "d.toml")))
+    said = str(caught.value).splitlines()
+    assert len(said) == 3 and "b.png: is black everywhere" in said[1]
+    assert "a.png: has 48x64 pixels, and a.png has 64x48" in said[2]

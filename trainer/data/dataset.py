@@ -15,11 +15,16 @@ from typing import Literal, NamedTuple
 from trainer.data.buckets import Geometry, Size, assign
 from trainer.data.captions import caption_lines, draw_caption, plain_options
 from trainer.data.config import Dataset, DatasetConfig, Subset
+from trainer.data.faces import crop_to_face, face_of
 from trainer.data.gather import Found, gather
+from trainer.data.images import ColourChange, MaskSource, PixelWork, draw_colour
 from trainer.data.sampler import Slot, shuffle_into_batches
 from trainer.data.scan import Picture, Progress
 from trainer.data.split import choose
+from trainer.errors import DataError
 from trainer.maths.rng import python_rng
+
+_SHOWN = 20
 
 CaptionSource = Literal["file", "metadata", "class_tokens", "empty"]
 
@@ -30,6 +35,8 @@ class LatentKey(NamedTuple):
     sha256: str
     geometry: Geometry
     flipped: bool
+    interpolation: str | None
+    keeps_alpha: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class Sample:
     is_reg: bool
     loss_weight: float
     mask_path: Path | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        return self.mask_path is not None or self.subset.pictures.alpha_mask
 
     @property
     def caption_source(self) -> CaptionSource:
@@ -70,11 +81,22 @@ class View:
     geometry: Geometry
     flipped: bool
     caption: str
+    colour: ColourChange | None = None
     step: int = 0
 
     @property
     def key(self) -> LatentKey:
-        return LatentKey(self.sample.picture.sha256, self.geometry, self.flipped)
+        work = self.pixel_work
+        sha256 = self.sample.picture.sha256
+        return LatentKey(sha256, work.geometry, work.flipped, work.interpolation, work.mask == "alpha")
+
+    @property
+    def pixel_work(self) -> PixelWork:
+        """What `images.load_picture` needs to know of this use."""
+        sample, pictures = self.sample, self.sample.subset.pictures
+        mask: MaskSource = sample.mask_path or ("alpha" if pictures.alpha_mask else None)
+        interpolation = pictures.resize_interpolation
+        return PixelWork(sample.picture.path, self.geometry, self.flipped, self.colour, interpolation, mask)
 
 
 @dataclass(frozen=True)
@@ -129,6 +151,7 @@ class TrainingSet:
                     validation.append(replace(sample, repeats=1))
                 else:
                     samples.append(sample)
+        _refuse_clear_pictures(samples)
         said = [note for of_subset in found for note in of_subset.notes]
         notes = dict.fromkeys([*config.notes, *said, *_validation_notes(config.datasets, samples, validation)])
         return cls(config.datasets, tuple(samples), tuple(notes), validation=tuple(validation))
@@ -154,6 +177,11 @@ class TrainingSet:
         if pictures.random_crop:
             rng = python_rng(seed, "crop", epoch, slot.slot)
             geometry = geometry.cropped_at(rng.randint(0, geometry.slack[0]), rng.randint(0, geometry.slack[1]))
+        zoom, face = pictures.face_zoom(), face_of(sample.picture.path)
+        if zoom and face:
+            rng = python_rng(seed, "face", epoch, slot.slot)
+            geometry = crop_to_face(sample.geometry, face, zoom=zoom, rng=rng)
+        colour = draw_colour(python_rng(seed, "colour", epoch, slot.slot)) if pictures.color_aug else None
         flipped = pictures.flip_aug and python_rng(seed, "flip", epoch, slot.slot).random() < 0.5
         caption = draw_caption(
             sample.caption_text,
@@ -163,7 +191,7 @@ class TrainingSet:
             step=step,
             total_steps=self.total_steps,
         )
-        return View(slot.slot, slot.sample, sample, geometry, flipped, caption, step)
+        return View(slot.slot, slot.sample, sample, geometry, flipped, caption, colour, step)
 
     def validation_views(self) -> list[View]:
         """Each picture kept out of training, always the same: centred crop, not mirrored, its caption as it stands.
@@ -256,6 +284,14 @@ def _choose_validation(found: Found, dataset: Dataset) -> frozenset[int]:
     paths = [picture.path for picture in found.pictures]
     keys = [(p.relative_to(folder) if p.is_relative_to(folder) else p).as_posix() for p in paths]
     return choose(keys, dataset.split)
+
+
+def _refuse_clear_pictures(samples: Sequence[Sample]) -> None:
+    clear = [s.picture.path for s in samples if s.subset.pictures.alpha_mask and s.picture.alpha[1] == 0]
+    if clear:
+        shown = ", ".join(map(str, clear[:_SHOWN])) + (f" and {len(clear) - _SHOWN} more" if clear[_SHOWN:] else "")
+        remedy = "Take them out, or turn off alpha_mask"
+        raise DataError(f"{shown}: transparent everywhere, so that alpha_mask leaves nothing to train", remedy=remedy)
 
 
 def _validation_notes(

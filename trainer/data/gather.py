@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.config import Subset
+from trainer.data.images import is_black
 from trainer.data.masks import Pairs, pair_masks
 from trainer.data.metadata_file import Metadata, read_metadata
 from trainer.data.scan import BadFile, Picture, Progress, Scan, list_pictures, look_at, scan_folders
@@ -33,7 +34,7 @@ def gather(subsets: Sequence[Subset], *, progress: Progress | None = None) -> li
     scans = iter(scan_folders(folders, progress=progress))
     whole = [_scan_metadata(read, progress) if read else next(scans) for read in metadata]
     pairs = [_pairs_of(subset, scan) for subset, scan in zip(subsets, whole, strict=True)]
-    bad = [*_bad_masks(pairs, progress)]
+    bad = [*_bad_masks(whole, pairs, progress)]
     for subset, scan, paired in zip(subsets, whole, pairs, strict=True):
         bad += [*scan.bad, *paired.bad, *_missing_captions(subset, scan)]
     _refuse(bad)
@@ -64,11 +65,7 @@ def _scan_metadata(read: Metadata, progress: Progress | None) -> Scan:
     """The pictures a metadata file names, like those of a folder."""
     facts = look_at(read.captions, progress=progress)
     bad = [BadFile(path, fact.reason) for path, fact in facts.items() if fact.reason]
-    pictures = [
-        Picture(path, fact.width, fact.height, fact.sha256, read.captions[path])
-        for path, fact in facts.items()
-        if not fact.reason
-    ]
+    pictures = [Picture.of(path, fact, read.captions[path]) for path, fact in facts.items() if not fact.reason]
     return Scan(read.file, tuple(pictures), (*read.bad, *bad), read.notes)
 
 
@@ -78,10 +75,21 @@ def _pairs_of(subset: Subset, scan: Scan) -> Pairs:
     return pair_masks([picture.path for picture in scan.pictures], subset.conditioning_data_dir)
 
 
-def _bad_masks(pairs: Sequence[Pairs], progress: Progress | None) -> Iterator[BadFile]:
+def _bad_masks(scans: Sequence[Scan], pairs: Sequence[Pairs], progress: Progress | None) -> Iterator[BadFile]:
     masks = dict.fromkeys(mask for paired in pairs for mask in paired.paths.values())
     facts = look_at(masks, progress=progress if masks else None)
-    yield from (BadFile(path, fact.reason) for path, fact in facts.items() if fact.reason)
+    for path, fact in facts.items():
+        if fact.reason:
+            yield BadFile(path, fact.reason)
+        elif fact.looks is None and is_black(path):
+            yield BadFile(path, "is black everywhere, so that nothing of its picture would be trained")
+    for scan, paired in zip(scans, pairs, strict=True):
+        for picture in (picture for picture in scan.pictures if picture.path in paired.paths):
+            mask = paired.paths[picture.path]
+            size = (facts[mask].width, facts[mask].height)
+            if not facts[mask].reason and size != picture.size:
+                said = f"{size[0]}x{size[1]} pixels, and {picture.path.name} has {picture.width}x{picture.height}"
+                yield BadFile(mask, f"has {said}; a mask is as large as its picture")
 
 
 def _missing_captions(subset: Subset, scan: Scan) -> Iterator[BadFile]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from trainer.data.buckets import BucketOptions, Size
 from trainer.data.config import (
-    CROP_WITH_CACHE,
     DataOptions,
     Dataset,
     DatasetTableOptions,
@@ -292,8 +291,9 @@ class Reader:
                 message = "a dataset has regularisation pictures and no training pictures"
                 self.problems.append(Problem("is_reg", message, source=dataset.subsets[0].source))
             for subset in dataset.subsets:
-                if subset.pictures.random_crop and self.options.cache_latents:
-                    self.problems.append(replace(CROP_WITH_CACHE, source=subset.source))
+                cached, bucketed = self.options.caches_latents, dataset.buckets.enable_bucket
+                found = subset.pictures.pixel_problems(cached=cached, bucketed=bucketed)
+                self.problems += [replace(problem, source=subset.source) for problem in found]
         if datasets and not any(dataset.subsets for dataset in datasets) and not self.problems:
             self.problems.append(Problem("num_repeats", "every folder is left out", remedy=" ".join(self.notes)))
 
