@@ -41,7 +41,8 @@ class Task:
     """A job with a configuration and a run folder.
 
     run: does it. check: what only torch, the model file or the data can tell is wrong, without loading a model.
-    name_of: the output name, for the run folder's name. output_dir_of: the folder it writes models to.
+    name_of: the output name, for the run folder's name. output_dir_of: the folder it writes to
+    and no other run shall write to meanwhile, None where it writes into its run folder alone.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Task:
     run: Callable[[Any, RunFolder, Events], None]
     check: Callable[[Any], list[Problem]]
     name_of: Callable[[Any], str]
-    output_dir_of: Callable[[Any], Path]
+    output_dir_of: Callable[[Any], Path | None]
 
     def command(self) -> Command:
         """The task as a command."""
@@ -96,7 +97,8 @@ def run_task(task: Task, argv: Sequence[str]) -> int:
     if is_main and not supervised:
         _log_to_file(folder)
         log.info("run folder %s", folder.path)
-        lock = holding([output_lock(task.output_dir_of(config))], str(folder.path))
+        output_dir = task.output_dir_of(config)
+        lock = holding([output_lock(output_dir)] if output_dir else [], str(folder.path))
         return _with_status(folder, lambda: _run(task, config, folder, events, lock))
     return _run(task, config, folder, events, contextlib.nullcontext())
 
