@@ -29,11 +29,15 @@ log = logging.getLogger("trainer")
 
 @dataclass(frozen=True)
 class Command:
-    """`python -m trainer NAME ARGS`: main takes the arguments after the name and returns the exit code."""
+    """`python -m trainer NAME ARGS`: main takes the arguments after the name and returns the exit code.
+
+    config: the options it takes, where they are declared as options, for the reference page.
+    """
 
     name: str
     about: str
     main: Callable[[Sequence[str]], int]
+    config: type[RunConfig] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Task:
 
     def command(self) -> Command:
         """The task as a command."""
-        return Command(self.name, self.about, lambda argv: run_task(self, argv))
+        return Command(self.name, self.about, lambda argv: run_task(self, argv), self.config)
 
 
 def read_arguments(config: type[RunConfig], about: str, argv: Sequence[str]) -> dict[str, Sourced]:
