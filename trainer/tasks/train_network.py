@@ -55,7 +55,7 @@ class TrainNetworkConfig(RunConfig):
 
     def problems(self) -> Iterator[Problem]:
         """Options of different groups that do not go together."""
-        if self.data.dataset_config is None and self.data.train_data_dir is None:
+        if self.data.dataset_config is None and self.data.train_data_dir is None and self.data.in_json is None:
             remedy = "Name a dataset TOML with dataset_config, or a folder with train_data_dir"
             yield Problem("dataset_config", "no pictures are named", remedy=remedy)
         if self.resume.resume and self.adapter.network_weights:

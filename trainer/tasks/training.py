@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+    from trainer.data.cache import Shelf
     from trainer.data.dataset import TrainingSet
     from trainer.data.loader import LoadedBatch
     from trainer.data.sampler import StepPlan
@@ -237,15 +238,20 @@ def _scan(config: TrainNetworkConfig, events: Events) -> TrainingSet:
     training_set = TrainingSet.build(dataset, progress=lambda done, total: events.phase("scanning", done, total))
     for note in training_set.notes:
         events.warning(note)
-    _refuse_missing_masks(config, training_set)
+    _refuse_wrong_masks(config, training_set)
     return training_set
 
 
-def _refuse_missing_masks(config: TrainNetworkConfig, training_set: TrainingSet) -> None:
+def _refuse_wrong_masks(config: TrainNetworkConfig, training_set: TrainingSet) -> None:
+    """masked_loss without masks, and masks without masked_loss; alpha_mask needs no second word."""
     if config.loss.masked_loss and not any(sample.has_mask for sample in training_set.samples):
         remedy = "Set alpha_mask, or conditioning_data_dir in the dataset file, or turn masked_loss off"
         source = config.sources.get("masked_loss", "")
         raise ConfigError([Problem("masked_loss", "no picture has a mask", "true", source, remedy)])
+    if not config.loss.masked_loss and any(sample.mask_path for sample in training_set.samples):
+        said = "the dataset file names masks, and nothing uses them"
+        remedy = "Set masked_loss, or take conditioning_data_dir out of the dataset file"
+        raise ConfigError([Problem("conditioning_data_dir", said, remedy=remedy)])
 
 
 def _accelerator(config: TrainNetworkConfig, events: Events) -> Accelerator:
@@ -326,7 +332,11 @@ def _latents(
 
     if config.data.caches_latents:
         say = lambda done, total: events.phase("caching", done, total)  # noqa: E731
-        cache = LatentCache.build(training_set, family.encode_latents, batch_size=batch_size, progress=say)
+        shelf = _shelf(config, family)
+        encode = family.encode_latents
+        cache = LatentCache.build(training_set, encode, shelf=shelf, batch_size=batch_size, progress=say)
+        for note in cache.notes:
+            events.warning(note)
         # the VAE has done its work; sampling brings it back
         family.vae.to("cpu")
 
@@ -343,6 +353,21 @@ def _latents(
         return drawn_BCHW.to(device)
 
     return encoded
+
+
+def _shelf(config: TrainNetworkConfig, family: Family) -> Shelf:
+    """Where encoded pictures are kept."""
+    from trainer.data.cache import InMemory, OnDisk
+    from trainer.data.disk_cache import weights_identity
+    from trainer.data.npz import NpzFormat
+
+    folder = config.data.latents_folder()
+    if folder is None:
+        return InMemory()
+    vae: Any = family.vae
+    scale = float(vae.config.scaling_factor)
+    npz = NpzFormat(family.npz_suffix, int(vae.config.latent_channels), family.latent_factor, scale)
+    return OnDisk(folder, encoder=f"{weights_identity(vae)} {scale}", npz=npz)
 
 
 def _refuse_clashes(config: TrainNetworkConfig, schedule: Schedule, progress: Progress) -> None:
