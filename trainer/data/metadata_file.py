@@ -8,13 +8,14 @@ themselves, so image_size and train_resolution are not looked at.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.data.scan import BadFile, list_pictures
+from trainer.data.scan import PICTURE_SUFFIXES, BadFile
 
 _TEXTS = ("caption", "tags")
 _SIZES = ("image_size", "train_resolution")
@@ -140,28 +141,44 @@ def _text(caption: str, tags: str, *, separator: str, all_lines: bool) -> str:
 
 
 class _Find:
-    """Finds pictures by name: with its ending, else without."""
+    """Finds pictures by name: with its ending, else without. Folders are listed once: files can be very many."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._stems = cache(_by_stem)
+        self._listed = cache(_Listed)
 
     def __call__(self, name: str) -> Sequence[Path]:
-        path = self._folder / name  # an absolute name stays as it is
-        if path.is_file():
-            return [path]
-        return self._stems(path.parent).get(path.name, [])
+        folder, file = os.path.split(os.path.join(self._folder, name))  # an absolute name stays as it is
+        listed = self._listed(folder)
+        if file in listed.names:
+            return [Path(folder, file)]
+        found = [Path(folder, known) for known in listed.stems.get(file, [])]
+        exact = Path(folder, file)  # where Cat.PNG is also cat.png
+        return found or ([exact] if exact.is_file() else [])
 
 
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in list_pictures(folder) if folder.is_dir() else []:
-        found.setdefault(path.stem, []).append(path)
-    return found
+class _Listed:
+    """The files of a folder, and its pictures by their names without endings."""
+
+    def __init__(self, folder: str) -> None:
+        self.names: set[str] = set()
+        self.stems: dict[str, list[str]] = {}
+        if not os.path.isdir(folder):
+            return
+        with os.scandir(folder) as entries:
+            self.names = {entry.name for entry in entries if entry.is_file()}
+        for name in sorted(self.names):
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in PICTURE_SUFFIXES:
+                self.stems.setdefault(stem, []).append(name)
 
 
 def _unnamed(folder: Path, named: Mapping[Path, object]) -> list[Path]:
+    """The folder's own pictures that no record names."""
     if not folder.is_dir():
         return []
-    known = {path.resolve() for path in named}
-    return [path for path in list_pictures(folder) if path.resolve() not in known]
+    here = folder.resolve()
+    resolved = cache(Path.resolve)  # folders, not files: there are few
+    known = {path.name for path in named if resolved(path.parent) == here}
+    pictures = (name for names in _Listed(str(folder)).stems.values() for name in names)
+    return [folder / name for name in pictures if name not in known]

@@ -26,7 +26,6 @@ _FLAG_OF_KEY = {"batch_size": "train_batch_size", "num_repeats": "dataset_repeat
 _NOT_YET: Mapping[str, Any] = {"network_multiplier": 1.0, "custom_attributes": {}}
 """kohya's keys whose consumer is not built yet, with the value that changes nothing."""
 _NOT_YET_OF_SUBSETS = ("custom_attributes",)
-_MASKS_NOT_YET = "the masks or conditioning pictures of {} are paired and checked; no loss makes use of them yet"
 _CACHE_INFO = "cache_info has no effect: what was found about pictures is always remembered, captions are read anew"
 
 
@@ -199,8 +198,6 @@ class Reader:
             source = file.place(where, "caption_extension")
             self.problems.append(Problem("caption_extension", message, repr(table["caption_extension"]), source))
         masks = found.get("conditioning_data_dir")
-        if masks:
-            self.notes.append(_MASKS_NOT_YET.format(masks.path))
         folder = found["image_dir"].path if "image_dir" in found else metadata.path.parent if metadata else None
         if folder is None:
             if not raw.get("image_dir"):  # a wrong one has been reported
