@@ -120,5 +120,4 @@ def test_masks_of_another_size_and_black_ones(picture: MakePicture, tmp_path: Pa
     with pytest.raises(DataError) as caught:
         TrainingSet.build(read_dataset(DataOptions(dataset_config=tmp_path / "d.toml")))
     said = str(caught.value).splitlines()
-    assert len(said) == 3 and "b.png: is black everywhere" in said[1]
-    assert "a.png: has 48x64 pixels, and a.png has 64x48" in said[2]
+    assert len(said) == 3 and "a.png: has 48x64 pixels" in said[1] and "b.png: is black everywhere" in said[2]

@@ -128,5 +128,5 @@ def test_masks_come_with_pixels_and_without(picture: MakePicture, build: Build) 
 def test_pictures_that_are_clear_everywhere(picture: MakePicture, build: Build) -> None:
     Image.new("RGBA", (64, 64), (9, 9, 9, 0)).save(picture("train/1_a/clear.png", caption="x"))
     build()
-    with pytest.raises(DataError, match="clear.png: transparent everywhere"):
+    with pytest.raises(DataError, match="clear.png: is transparent everywhere"):
         build(alpha_mask=True)

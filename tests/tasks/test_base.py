@@ -19,7 +19,7 @@ def test_a_wrong_option_does_not_hide_a_wrong_model_or_folder(tmp_path: Path) ->
         "learning_rate": Sourced("fast", "--learning_rate"),
         "learning_rat": Sourced("1e-4", "my.toml"),
     }
-    said = {problem.option: problem for problem in all_problems(TASK, values)}
+    said = {problem.option: problem for problem in all_problems(TASK.config, values, TASK.check)}
     assert {*values} <= said.keys()
     assert said["pretrained_model_name_or_path"].source == "--pretrained_model_name_or_path"
 
@@ -35,4 +35,7 @@ def test_what_depends_on_a_wrong_value_is_not_judged(tmp_path: Path) -> None:
         # right for 1024, too much for the default 512 that stands in for the misspelt one
         "min_bucket_reso": Sourced(768, "--min_bucket_reso"),
     }
-    assert {problem.option for problem in all_problems(TASK, values)} == {"resolution", "pretrained_model_name_or_path"}
+    assert {problem.option for problem in all_problems(TASK.config, values, TASK.check)} == {
+        "resolution",
+        "pretrained_model_name_or_path",
+    }

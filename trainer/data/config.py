@@ -198,18 +198,26 @@ class DatasetConfig:
     cache_latents: bool = False
     notes: tuple[str, ...] = ()
 
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        """The subsets of all datasets, in order."""
+        return tuple(subset for dataset in self.datasets for subset in dataset.subsets)
 
-def read_dataset(options: DataOptions, *, sources: Mapping[str, str] | None = None) -> DatasetConfig:
+
+def read_dataset(
+    options: DataOptions, *, sources: Mapping[str, str] | None = None, without_reg: bool = False
+) -> DatasetConfig:
     """Settle flags and dataset TOML into one description; raises ConfigError with every problem.
 
-    sources: option name -> where it was set, for the options that someone set.
+    sources: option name -> where it was set, for the options that someone set. without_reg: leave regularisation
+    pictures out, for who is about to make them.
     """
     from trainer.data.reader import Reader  # which settles the classes declared here
 
     problems = list(options.resolution_problems())
     if problems:
         raise ConfigError(_with_sources(problems, sources or {}))
-    reader = Reader(options, sources or {})
+    reader = Reader(options, sources or {}, without_reg=without_reg)
     datasets = reader.from_file() if options.dataset_config else reader.from_flags()
     reader.check(datasets)
     if reader.problems:

@@ -21,10 +21,7 @@ from trainer.data.images import ColourChange, MaskSource, PixelWork, draw_colour
 from trainer.data.sampler import Slot, shuffle_into_batches
 from trainer.data.scan import Picture, Progress
 from trainer.data.split import choose
-from trainer.errors import DataError
 from trainer.maths.rng import python_rng
-
-_SHOWN = 20
 
 CaptionSource = Literal["file", "metadata", "class_tokens", "empty"]
 
@@ -138,11 +135,15 @@ class TrainingSet:
     @classmethod
     def build(cls, config: DatasetConfig, *, progress: Progress | None = None) -> TrainingSet:
         """Scan all folders; raises one DataError that names every bad file. progress(done, total) counts pictures."""
-        subsets = [(index, subset) for index, dataset in enumerate(config.datasets) for subset in dataset.subsets]
-        found = gather([subset for _, subset in subsets], progress=progress)
+        return cls.of(config, gather(config.subsets, progress=progress))
+
+    @classmethod
+    def of(cls, config: DatasetConfig, found: Sequence[Found]) -> TrainingSet:
+        """The set that the pictures found make; found: of each of config.subsets."""
         samples: list[Sample] = []
         validation: list[Sample] = []
-        for (index, _), of_subset in zip(subsets, found, strict=True):
+        indices = [index for index, dataset in enumerate(config.datasets) for _ in dataset.subsets]
+        for index, of_subset in zip(indices, found, strict=True):
             dataset = config.datasets[index]
             chosen = _choose_validation(of_subset, dataset)
             for position, picture in enumerate(of_subset.pictures):
@@ -151,7 +152,6 @@ class TrainingSet:
                     validation.append(replace(sample, repeats=1))
                 else:
                     samples.append(sample)
-        _refuse_clear_pictures(samples)
         said = [note for of_subset in found for note in of_subset.notes]
         notes = dict.fromkeys([*config.notes, *said, *_validation_notes(config.datasets, samples, validation)])
         return cls(config.datasets, tuple(samples), tuple(notes), validation=tuple(validation))
@@ -284,14 +284,6 @@ def _choose_validation(found: Found, dataset: Dataset) -> frozenset[int]:
     paths = [picture.path for picture in found.pictures]
     keys = [(p.relative_to(folder) if p.is_relative_to(folder) else p).as_posix() for p in paths]
     return choose(keys, dataset.split)
-
-
-def _refuse_clear_pictures(samples: Sequence[Sample]) -> None:
-    clear = [s.picture.path for s in samples if s.subset.pictures.alpha_mask and s.picture.alpha[1] == 0]
-    if clear:
-        shown = ", ".join(map(str, clear[:_SHOWN])) + (f" and {len(clear) - _SHOWN} more" if clear[_SHOWN:] else "")
-        remedy = "Take them out, or turn off alpha_mask"
-        raise DataError(f"{shown}: transparent everywhere, so that alpha_mask leaves nothing to train", remedy=remedy)
 
 
 def _validation_notes(

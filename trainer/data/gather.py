@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.data.buckets import Size
 from trainer.data.config import Subset
 from trainer.data.images import is_black
 from trainer.data.masks import Pairs, pair_masks
@@ -13,35 +14,54 @@ from trainer.data.metadata_file import Metadata, read_metadata
 from trainer.data.scan import BadFile, Picture, Progress, Scan, list_pictures, look_at, scan_folders
 from trainer.errors import DataError
 
+_CLEAR = "is transparent everywhere, so that alpha_mask leaves nothing to train. Take it out, or turn off alpha_mask"
+_BLACK = "is black everywhere, so that nothing of its picture would be trained"
 _SHOWN = 20
 _NAMED = 5
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a subset holds. masks: picture -> its mask or conditioning picture."""
+    """What a subset holds. masks: picture -> its mask or conditioning picture. bad: what stands in the way of training,
+    some of it also of other subsets' finding; `pictures` are the good ones."""
 
     subset: Subset
     pictures: tuple[Picture, ...]
     masks: Mapping[Path, Path]
     notes: tuple[str, ...]
+    bad: tuple[BadFile, ...] = ()
 
 
 def gather(subsets: Sequence[Subset], *, progress: Progress | None = None) -> list[Found]:
     """Look at all pictures of all subsets; raises one DataError that names every bad file."""
+    found = survey(subsets, progress=progress)
+    _refuse(bad_files(found))
+    return found
+
+
+def survey(subsets: Sequence[Subset], *, progress: Progress | None = None) -> list[Found]:
+    """The same for a report, which names bad files beside what the good ones make."""
     metadata = [_metadata_of(subset) for subset in subsets]
     folders = [(s.image_dir, s.pictures.caption_extension) for s in subsets if s.kind == "folder"]
     scans = iter(scan_folders(folders, progress=progress))
     whole = [_scan_metadata(read, progress) if read else next(scans) for read in metadata]
     pairs = [_pairs_of(subset, scan) for subset, scan in zip(subsets, whole, strict=True)]
-    bad = [*_bad_masks(whole, pairs, progress)]
-    for subset, scan, paired in zip(subsets, whole, pairs, strict=True):
-        bad += [*scan.bad, *paired.bad, *_missing_captions(subset, scan)]
-    _refuse(bad)
-    return [
-        Found(subset, scan.pictures, paired.paths, (*scan.notes, *_caption_notes(subset, scan), *paired.notes))
-        for subset, scan, paired in zip(subsets, whole, pairs, strict=True)
-    ]
+    masks = _look_at_masks(pairs, progress)
+    return [_found(subset, scan, paired, masks) for subset, scan, paired in zip(subsets, whole, pairs, strict=True)]
+
+
+def bad_files(found: Sequence[Found]) -> tuple[BadFile, ...]:
+    """All that stands in the way, once each."""
+    return tuple(dict.fromkeys(file for of_subset in found for file in of_subset.bad))
+
+
+def _found(subset: Subset, scan: Scan, paired: Pairs, masks: Mapping[Path, _Mask]) -> Found:
+    clear = [p.path for p in scan.pictures if subset.pictures.alpha_mask and p.alpha[1] == 0]
+    bad = [*_bad_masks(scan, paired, masks), *scan.bad, *paired.bad, *_missing_captions(subset, scan)]
+    bad += [BadFile(path, _CLEAR) for path in clear]
+    pictures = tuple(picture for picture in scan.pictures if picture.path not in clear)
+    notes = (*scan.notes, *_caption_notes(subset, scan), *paired.notes)
+    return Found(subset, pictures, paired.paths, notes, tuple(bad))
 
 
 def count_pictures(subset: Subset) -> int:
@@ -75,21 +95,33 @@ def _pairs_of(subset: Subset, scan: Scan) -> Pairs:
     return pair_masks([picture.path for picture in scan.pictures], subset.conditioning_data_dir)
 
 
-def _bad_masks(scans: Sequence[Scan], pairs: Sequence[Pairs], progress: Progress | None) -> Iterator[BadFile]:
+@dataclass(frozen=True)
+class _Mask:
+    """One mask looked at; reason is "" for a good one."""
+
+    size: Size
+    reason: str
+
+
+def _look_at_masks(pairs: Sequence[Pairs], progress: Progress | None) -> dict[Path, _Mask]:
+    """Every mask once, whichever subsets name it."""
     masks = dict.fromkeys(mask for paired in pairs for mask in paired.paths.values())
     facts = look_at(masks, progress=progress if masks else None)
-    for path, fact in facts.items():
-        if fact.reason:
-            yield BadFile(path, fact.reason)
-        elif fact.looks is None and is_black(path):
-            yield BadFile(path, "is black everywhere, so that nothing of its picture would be trained")
-    for scan, paired in zip(scans, pairs, strict=True):
-        for picture in (picture for picture in scan.pictures if picture.path in paired.paths):
-            mask = paired.paths[picture.path]
-            size = (facts[mask].width, facts[mask].height)
-            if not facts[mask].reason and size != picture.size:
-                said = f"{size[0]}x{size[1]} pixels, and {picture.path.name} has {picture.width}x{picture.height}"
-                yield BadFile(mask, f"has {said}; a mask is as large as its picture")
+    return {
+        path: _Mask((fact.width, fact.height), fact.reason or (_BLACK if fact.looks is None and is_black(path) else ""))
+        for path, fact in facts.items()
+    }
+
+
+def _bad_masks(scan: Scan, paired: Pairs, masks: Mapping[Path, _Mask]) -> Iterator[BadFile]:
+    for picture in (picture for picture in scan.pictures if picture.path in paired.paths):
+        path = paired.paths[picture.path]
+        mask = masks[path]
+        if mask.reason:
+            yield BadFile(path, mask.reason)
+        if mask.reason in ("", _BLACK) and mask.size != picture.size:
+            said = f"{mask.size[0]}x{mask.size[1]} pixels, and {picture.path.name} has {picture.width}x{picture.height}"
+            yield BadFile(path, f"has {said}; a mask is as large as its picture")
 
 
 def _missing_captions(subset: Subset, scan: Scan) -> Iterator[BadFile]:
@@ -114,7 +146,7 @@ def _caption_notes(subset: Subset, scan: Scan) -> Iterator[str]:
 
 
 def _refuse(files: Sequence[BadFile]) -> None:
-    bad = list(dict.fromkeys(str(file) for file in files))
+    bad = list(map(str, files))
     if bad:
         more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
         head = "1 file or folder cannot be used" if len(bad) == 1 else f"{len(bad)} files or folders cannot be used"

@@ -32,9 +32,10 @@ _CACHE_INFO = "cache_info has no effect: what was found about pictures is always
 class Reader:
     """Collects problems and notes on the way from flags and tables to datasets."""
 
-    def __init__(self, options: DataOptions, sources: Mapping[str, str]) -> None:
+    def __init__(self, options: DataOptions, sources: Mapping[str, str], *, without_reg: bool = False) -> None:
         self.options = options
         self.sources = sources
+        self.without_reg = without_reg
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -78,7 +79,7 @@ class Reader:
         if self._was_meant("dataset_repeats"):
             self.notes.append("dataset_repeats is not used: the names of the training folders say how often")
         subsets = self._named_folders(options.train_data_dir, "train_data_dir", is_reg=False)
-        if options.reg_data_dir is not None:
+        if options.reg_data_dir is not None and not self.without_reg:
             subsets += self._named_folders(options.reg_data_dir, "reg_data_dir", is_reg=True)
         return subsets
 
@@ -156,6 +157,8 @@ class Reader:
     ) -> Subset | None:
         table = self._table(file, raw, where, SubsetOptions)
         values: dict[str, Any] = {"is_reg": False, "class_tokens": "", **above, **table}
+        if self.without_reg and values["is_reg"]:
+            return None
         paths = self._paths(file, raw, table, where)
         if paths is None:
             return None

@@ -18,7 +18,7 @@ from typing import Any
 
 from trainer import config as run_config
 from trainer import host
-from trainer.config import RunConfig, layered
+from trainer.config import C, RunConfig, layered
 from trainer.errors import EXIT_CODE, ConfigError, Problem, TrainerError
 from trainer.events import Error, Events
 from trainer.run_folder import RunFolder, Status, holding, output_lock, write_atomically
@@ -29,11 +29,15 @@ log = logging.getLogger("trainer")
 
 @dataclass(frozen=True)
 class Command:
-    """`python -m trainer NAME ARGS`: main takes the arguments after the name and returns the exit code."""
+    """`python -m trainer NAME ARGS`: main takes the arguments after the name and returns the exit code.
+
+    config: the options it takes, where they are declared as options, for the reference page.
+    """
 
     name: str
     about: str
     main: Callable[[Sequence[str]], int]
+    config: type[RunConfig] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Task:
     """A job with a configuration and a run folder.
 
     run: does it. check: what only torch, the model file or the data can tell is wrong, without loading a model.
-    name_of: the output name, for the run folder's name. output_dir_of: the folder it writes models to.
+    name_of: the output name, for the run folder's name. output_dir_of: the folder it writes to
+    and no other run shall write to meanwhile, None where it writes into its run folder alone.
     """
 
     name: str
@@ -50,28 +55,49 @@ class Task:
     run: Callable[[Any, RunFolder, Events], None]
     check: Callable[[Any], list[Problem]]
     name_of: Callable[[Any], str]
-    output_dir_of: Callable[[Any], Path]
+    output_dir_of: Callable[[Any], Path | None]
 
     def command(self) -> Command:
         """The task as a command."""
-        return Command(self.name, self.about, lambda argv: run_task(self, argv))
+        return Command(self.name, self.about, lambda argv: run_task(self, argv), self.config)
 
 
-def read_arguments(task: Task, argv: Sequence[str]) -> dict[str, Sourced]:
-    """A command line's values: its --config_file, and flags over it. --help ends here."""
-    specs = run_config.specs(task.config)
-    parser = make_parser(specs, prog=f"python -m trainer {task.name}", description=task.about)
+Check = Callable[[Any], Sequence[Problem]]
+"""What of a built configuration only the files and the machine can tell is wrong."""
+
+
+def read_arguments(
+    config: type[RunConfig], about: str, argv: Sequence[str]
+) -> tuple[dict[str, Sourced], list[Problem]]:
+    """(values, problems) of a command line: its --config_file, and flags over it; unknown flags are problems.
+
+    --help ends here. Raises ConfigError for a file that cannot be read.
+    """
+    specs = run_config.specs(config)
+    parser = make_parser(specs, prog=f"python -m trainer {config.task}", description=about)
     parsed, unknown = parser.parse_known_args(list(argv))
     file = vars(parsed).get("config_file")
-    from_file = read_config(Path(file)) if file else {}
-    flags = read_flags(specs, parsed)
-    values = layered(from_file, flags)
-    if unknown:
-        raise ConfigError([*unknown_flags(unknown, specs), *all_problems(task, values)])
-    return values
+    values = layered(read_config(Path(file)) if file else {}, read_flags(specs, parsed))
+    return values, list(unknown_flags(unknown, specs)) if unknown else []
 
 
-def all_problems(task: Task, values: Mapping[str, Sourced]) -> list[Problem]:
+def build_or_say_all(
+    config: type[C], values: Mapping[str, Sourced], problems: Sequence[Problem] = (), *, check: Check = lambda _: ()
+) -> C:
+    """The configuration; ConfigError with these problems and all others, where anything is wrong in itself.
+
+    What `check` finds is among them then; where nothing is wrong, it is left to the caller.
+    """
+    try:
+        built = run_config.build(config, values)
+    except ConfigError:
+        raise ConfigError([*problems, *all_problems(config, values, check)]) from None
+    if problems:
+        raise ConfigError([*problems, *check(built)])
+    return built
+
+
+def all_problems(config: type[RunConfig], values: Mapping[str, Sourced], check: Check) -> list[Problem]:
     """What is wrong with the options themselves, and with the model, folders and disk as far as they can be judged.
 
     An option is judged unless its group holds a wrong value, which it may depend on.
@@ -80,20 +106,19 @@ def all_problems(task: Task, values: Mapping[str, Sourced]) -> list[Problem]:
     wrong: set[str] = set()
     while True:
         try:
-            config = run_config.build(task.config, {k: v for k, v in values.items() if k not in wrong})
+            built = run_config.build(config, {k: v for k, v in values.items() if k not in wrong})
             break
         except ConfigError as error:
             first = first or list(error.problems)
             if not {problem.option for problem in error.problems} - wrong:
                 return first
             wrong |= {problem.option for problem in error.problems}
-    groups = {spec.name: spec.group for spec in run_config.specs(task.config)}
+    groups = {spec.name: spec.group for spec in run_config.specs(config)}
     doubtful = {groups[name] for name in wrong & groups.keys()}
     # the keys of a dataset file are no options of the task; they belong to the group that names the file
     home = groups.get("dataset_config", "")
-    return first + [
-        p for p in task.check(config) if p.severity == "error" and groups.get(p.option, home) not in doubtful
-    ]
+    more = [p for p in check(built) if groups.get(p.option, home) not in doubtful]
+    return [p for p in (*first, *more) if p.severity == "error"]
 
 
 def run_task(task: Task, argv: Sequence[str]) -> int:
@@ -101,7 +126,7 @@ def run_task(task: Task, argv: Sequence[str]) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     _log_to_console(is_main)
     try:
-        config = _configuration(task, argv)
+        config = build_or_say_all(task.config, *read_arguments(task.config, task.about, argv), check=task.check)
     except ConfigError as error:
         _say_config_error(error, argv, is_main)
         return EXIT_CODE
@@ -116,17 +141,10 @@ def run_task(task: Task, argv: Sequence[str]) -> int:
     if is_main and not supervised:
         _log_to_file(folder)
         log.info("run folder %s", folder.path)
-        lock = holding([output_lock(task.output_dir_of(config))], str(folder.path))
+        output_dir = task.output_dir_of(config)
+        lock = holding([output_lock(output_dir)] if output_dir else [], str(folder.path))
         return _with_status(folder, lambda: _run(task, config, folder, events, lock))
     return _run(task, config, folder, events, contextlib.nullcontext())
-
-
-def _configuration(task: Task, argv: Sequence[str]) -> RunConfig:
-    values = read_arguments(task, argv)
-    try:
-        return run_config.build(task.config, values)
-    except ConfigError:
-        raise ConfigError(all_problems(task, values)) from None
 
 
 def _new_folder(task: Task, config: RunConfig, is_main: bool) -> RunFolder:

@@ -46,7 +46,7 @@ def look(task_name: str, config_file: Path) -> tuple[list[Problem], dict[str, An
     try:
         config = run_config.build(task.config, values)
     except TrainerError:
-        return all_problems(task, values), None
+        return all_problems(task.config, values, task.check), None
     findings = [*run_config.warnings_of(config), *task.check(config)]
     if any(p.severity == "error" for p in findings):
         return findings, None

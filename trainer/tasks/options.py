@@ -14,10 +14,11 @@ from trainer.tasks.base import Command
 
 def page() -> str:
     """docs/options.md as it should be."""
-    from trainer.tasks import tasks
+    from trainer.tasks import commands
 
-    of_tasks = {name: run_config.specs(task.config) for name, task in tasks().items()}
-    return render_reference({**of_tasks, "dataset file": dataset_file_keys()})
+    configs = {name: command.config for name, command in commands().items()}
+    of_commands = {name: run_config.specs(config) for name, config in configs.items() if config}
+    return render_reference({**of_commands, "dataset file": dataset_file_keys()})
 
 
 def dataset_file_keys() -> tuple[OptionSpec, ...]:

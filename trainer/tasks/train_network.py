@@ -26,6 +26,7 @@ from trainer.memory import MemoryOptions, device_problems
 from trainer.optim.optimizers import OptimizerOptions
 from trainer.optim.schedules import ScheduleOptions
 from trainer.tasks.base import Task
+from trainer.tasks.debug_dataset import DebugOptions, dir_problems
 from trainer.tasks.training import run
 
 
@@ -49,6 +50,7 @@ class TrainNetworkConfig(RunConfig):
     saving: SavingOptions
     resume: ResumeOptions
     tracking: TrackingOptions
+    debug: DebugOptions
     run: RunOptions
 
     def problems(self) -> Iterator[Problem]:
@@ -56,6 +58,10 @@ class TrainNetworkConfig(RunConfig):
         if self.data.dataset_config is None and self.data.train_data_dir is None and self.data.in_json is None:
             remedy = "Name a dataset TOML with dataset_config, or a folder with train_data_dir"
             yield Problem("dataset_config", "no pictures are named", remedy=remedy)
+        if self.data.caches_text and not self.adapter.network_train_unet_only:
+            said = "cannot be used while the text encoder trains: its answers change with every step"
+            name = "cache_text_encoder_outputs" + ("" if self.data.cache_text_encoder_outputs else "_to_disk")
+            yield Problem(name, said, remedy="Set network_train_unet_only, or turn it off")
         if self.resume.resume and self.adapter.network_weights:
             remedy = "resume goes on with a run; network_weights begins a new one from a LoRA"
             yield Problem("network_weights", "cannot go with resume", str(self.adapter.network_weights), remedy=remedy)
@@ -76,6 +82,7 @@ def check(config: TrainNetworkConfig) -> list[Problem]:
         lambda: device_problems(config.memory),
         lambda: argument_problems(config.optimizer),
         lambda: _output_problems(config),
+        lambda: list(dir_problems(config.debug)),
         lambda: prompts.read_prompts(Path(config.sampling.sample_prompts))[1] if config.sampling.sample_prompts else [],
     ]
     problems: list[Problem] = []

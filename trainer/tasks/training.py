@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,21 +24,20 @@ from trainer.hooks.tracking import Tracking
 from trainer.lazy import torch
 from trainer.loop import LengthOptions, Maths, Parts, train
 from trainer.maths.diffusion import Diffusion
-from trainer.maths.rng import randn_slots
 from trainer.run_folder import Request, RunFolder
+from trainer.tasks import debug_dataset
 from trainer.tasks.base import with_seed, write_record
+from trainer.tasks.encoding import conditioning_of, latents_of, planned_captions
 from trainer.tasks.environment import environment, fingerprint_of, packages
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import Tensor
 
-    from trainer.data.cache import Shelf
     from trainer.data.dataset import TrainingSet
-    from trainer.data.loader import LoadedBatch
     from trainer.data.sampler import StepPlan
     from trainer.families.base import Family
     from trainer.methods.base import Method
+    from trainer.tasks.debug_dataset import DebugDatasetConfig, ShownOptions
     from trainer.tasks.train_network import TrainNetworkConfig
 
 
@@ -69,7 +68,7 @@ def schedule_of(length: LengthOptions, plan_epoch: Callable[[int], Sequence[Any]
 
 
 def epoch_planner(
-    training_set: TrainingSet, config: TrainNetworkConfig, *, processes: int
+    training_set: TrainingSet, config: TrainNetworkConfig | DebugDatasetConfig, *, processes: int
 ) -> Callable[[int], list[StepPlan]]:
     """plan_epoch(epoch) of this run; the last plans are kept, since schedule, loop and loader ask for the same."""
     from functools import lru_cache
@@ -94,6 +93,20 @@ def epoch_planner(
         return steps
 
     return plan
+
+
+def look_at(
+    training_set: TrainingSet,
+    config: TrainNetworkConfig | DebugDatasetConfig,
+    options: ShownOptions,
+    folder: RunFolder,
+    events: Events,
+) -> None:
+    """Write what one process would train, in place of training it."""
+    plan_epoch = epoch_planner(training_set, config, processes=1)
+    total_steps = schedule_of(config.length, plan_epoch).total_steps
+    training_set = dataclasses.replace(training_set, total_steps=total_steps)
+    debug_dataset.show(training_set, plan_epoch, options, folder, events, seed=config.length.seed or 0)
 
 
 def disk_problem(config: TrainNetworkConfig, schedule: Schedule, first_step: int, model_bytes: int) -> Problem | None:
@@ -125,6 +138,8 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
 
     events.phase("scanning")
     training_set = _scan(config, events)
+    if config.debug.debug_dataset:
+        return look_at(training_set, config, config.debug, folder, events)
 
     events.phase("loading")
     accelerator = _accelerator(config, events)
@@ -136,7 +151,14 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
     family, method = _build_model(config, accelerator)
     _refuse_small_disk(config, schedule, progress, method)
     depends = _depends(config, training_set, accelerator)
-    parts = _build_parts(config, accelerator, family, method, training_set, schedule, events)
+    captions = planned_captions(
+        training_set,
+        plan_epoch,
+        seed=config.length.seed or 0,
+        progress=progress,
+        total_steps=schedule.total_steps,
+    )
+    parts = _build_parts(config, accelerator, family, method, training_set, schedule, captions, events)
     if point:
         resume.check_same(point, depends)
         _restore(Path(config.resume.resume or ""), parts)
@@ -269,6 +291,7 @@ def _build_parts(
     method: Method,
     training_set: TrainingSet,
     schedule: Schedule,
+    captions: Iterable[str],
     events: Events,
 ) -> Parts:
     """Optimizer, schedule, data and the prepared modules."""
@@ -291,7 +314,8 @@ def _build_parts(
         method=method,
         diffusion=Diffusion(family.alphas_cumprod, family.prediction_type),
         loader=loader,
-        latents=_latents(config, family, training_set, accelerator, events),
+        latents=latents_of(config, family, training_set, accelerator, events),
+        conditioning=conditioning_of(config, family, method, captions, accelerator, events),
         optimizer=prepared_optimizer,
         schedule=schedules.build(config.schedule, optimizer, schedule.total_steps),
         accelerator=accelerator,
@@ -299,57 +323,6 @@ def _build_parts(
         max_grad_norm=config.optimizer.max_grad_norm,
         seed=config.length.seed or 0,
     )
-
-
-def _latents(
-    config: TrainNetworkConfig, family: Family, training_set: TrainingSet, accelerator: Accelerator, events: Events
-) -> Callable[[LoadedBatch], Tensor]:
-    """How a batch becomes latents: drawn from the cache, or encoded on the spot; the same bits either way."""
-    from trainer.data.cache import LatentCache, draw_latents, encode_each
-
-    seed, device, batch_size = config.length.seed or 0, accelerator.device, config.data.vae_batch_size
-
-    def noise(batch: LoadedBatch, shape: Sequence[int]) -> Tensor:
-        return randn_slots(seed, "latent", batch.epoch, batch.slots, shape)
-
-    if config.data.caches_latents:
-        say = lambda done, total: events.phase("caching", done, total)  # noqa: E731
-        shelf = _shelf(config, family)
-        encode = family.encode_latents
-        cache = LatentCache.build(training_set, encode, shelf=shelf, batch_size=batch_size, progress=say)
-        for note in cache.notes:
-            events.warning(note)
-        # the VAE has done its work; sampling brings it back
-        family.vae.to("cpu")
-
-        def cached(batch: LoadedBatch) -> Tensor:
-            mean_BCHW, std_BCHW = cache.moments(batch.keys)
-            return draw_latents(mean_BCHW, std_BCHW, noise(batch, mean_BCHW.shape[1:])).to(device)
-
-        return cached
-
-    def encoded(batch: LoadedBatch) -> Tensor:
-        assert batch.pixels_BCHW is not None
-        mean_BCHW, std_BCHW = encode_each(family.encode_latents, batch.pixels_BCHW, batch_size=batch_size)
-        drawn_BCHW = draw_latents(mean_BCHW.cpu(), std_BCHW.cpu(), noise(batch, mean_BCHW.shape[1:]))
-        return drawn_BCHW.to(device)
-
-    return encoded
-
-
-def _shelf(config: TrainNetworkConfig, family: Family) -> Shelf:
-    """Where encoded pictures are kept."""
-    from trainer.data.cache import InMemory, OnDisk
-    from trainer.data.disk_cache import weights_identity
-    from trainer.data.npz import NpzFormat
-
-    folder = config.data.latents_folder()
-    if folder is None:
-        return InMemory()
-    vae: Any = family.vae
-    scale = float(vae.config.scaling_factor)
-    npz = NpzFormat(family.npz_suffix, int(vae.config.latent_channels), family.latent_factor, scale)
-    return OnDisk(folder, encoder=f"{weights_identity(vae)} {scale}", npz=npz)
 
 
 def _refuse_clashes(config: TrainNetworkConfig, schedule: Schedule, point: ResumePoint | None) -> None:
