@@ -36,6 +36,7 @@ __all__ = [
     "look_at",
     "normal_extension",
     "open_picture",
+    "picture_notes",
     "scan_folder",
     "scan_folders",
 ]
@@ -301,14 +302,18 @@ def _scan_of(folder: Path, extension: str, listing: _Listing, facts: Mapping[str
     return Scan(folder, tuple(pictures), tuple(bad), tuple(_notes(folder, extension, listing, pictures)))
 
 
-def _notes(folder: Path, extension: str, listing: _Listing, pictures: Sequence[Picture]) -> Iterator[str]:
-    """What is well but should be known."""
+def picture_notes(where: Path, pictures: Sequence[Picture]) -> Iterator[str]:
+    """What is well with pictures but should be known. where: the folder or file they were found by."""
     if animated := [p.path.name for p in pictures if p.is_animated]:
-        yield f"{folder}: only the first frame is trained of {_list(animated)}"
+        yield f"{where}: only the first frame is trained of {_list(animated)}"
     if transparent := sum(p.alpha[0] < 255 for p in pictures):
-        yield f"{folder}: {transparent} pictures have transparent areas; white lies under them, but with alpha_mask"
+        yield f"{where}: {transparent} pictures have transparent areas; white lies under them, but with alpha_mask"
     if large := sum(p.width * p.height > LARGE_PIXELS for p in pictures):
-        yield f"{folder}: {large} pictures have more than 9 megapixels; smaller copies would load faster"
+        yield f"{where}: {large} pictures have more than 9 megapixels; smaller copies would load faster"
+
+
+def _notes(folder: Path, extension: str, listing: _Listing, pictures: Sequence[Picture]) -> Iterator[str]:
+    yield from picture_notes(folder, pictures)
     unread = [n for n in listing.names if n.lower().endswith(_UNREAD_SUFFIXES) and n not in listing.pictures]
     if unread:
         yield f"{folder}: left out, since they are none of {', '.join(PICTURE_SUFFIXES)}: {_list(sorted(unread))}"
@@ -338,10 +343,22 @@ def _read_caption(path: Path) -> tuple[str | None, str]:
         text = data[skipped:].decode("utf-8")
     except UnicodeDecodeError as error:
         where = error.start + skipped
-        return None, f"is not UTF-8 text: byte 0x{data[where]:02x} at offset {where}. Save this caption as UTF-8"
+        guess = _guess_encoding(data)
+        return None, f"is not UTF-8 text: byte 0x{data[where]:02x} at offset {where}{guess}. Save this caption as UTF-8"
     if not text.strip():
         return None, "this caption is empty. Write something in it or delete the file"
     return text, ""
+
+
+def _guess_encoding(data: bytes) -> str:
+    """What a text that is not UTF-8 may be, for the message; it is never read so."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "; it looks like UTF-16"
+    try:
+        data.decode("cp1252")
+    except UnicodeDecodeError:
+        return ""
+    return "; it looks like Windows-1252"
 
 
 def _run(jobs: Sequence[Job]) -> Iterator[Facts]:
