@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from examples.make import world
+from examples.make import wiring, world
 from examples.make.train_unet import Model, text_config
 
 SEEN = ("white", "blue", "green", "gray")
@@ -53,15 +53,13 @@ def ddim() -> DDIMScheduler:
     )
 
 
-def full_text(model: Model, used_R: torch.Tensor) -> CLIPTextModel:
-    """The text encoder with its whole vocabulary; words it never met get rows of the same spread."""
-    whole = CLIPTextModel(text_config(49408))
+def full_text(model: Model, used_R: torch.Tensor, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text encoder with its whole vocabulary; words it never met have names only."""
+    whole = CLIPTextModel(text_config(len(tokenizer)))
     state = model.text.state_dict()
     name = next(key for key in state if key.endswith("token_embedding.weight"))
-    compact_RD = state[name]
-    generator = torch.Generator().manual_seed(0)
-    table_VD = torch.randn(49408, compact_RD.shape[1], generator=generator) * compact_RD.std(0) + compact_RD.mean(0)
-    table_VD[used_R] = compact_RD
+    table_VD = wiring.word_table(torch.arange(len(tokenizer)), tokenizer)
+    table_VD[used_R] = state[name]
     whole.load_state_dict(state | {name: table_VD})
     return whole
 
@@ -69,12 +67,13 @@ def full_text(model: Model, used_R: torch.Tensor) -> CLIPTextModel:
 def pipeline(out: Path, size: int, tokenizer_dir: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """The whole model from a training folder."""
     state = torch.load(out / f"unet{size}.pt", map_location="cpu")
-    model = Model(state["used_ids"])
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_dir)
+    model = Model(state["used_ids"], tokenizer)
     model.load_state_dict(state["ema"])
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(refined if (refined := out / "vae_refined").exists() else out / "vae"),
-        text_encoder=full_text(model, state["used_ids"]),
-        tokenizer=CLIPTokenizer.from_pretrained(tokenizer_dir),
+        text_encoder=full_text(model, state["used_ids"], tokenizer),
+        tokenizer=tokenizer,
         unet=model.unet,
         scheduler=PNDMScheduler(
             beta_schedule="scaled_linear",

@@ -139,7 +139,9 @@ def test_a_metadata_file_by_flag(picture: MakePicture, tmp_path: Path) -> None:
     picture("pics/a.png")
     file = tmp_path / "md.jsonl"
     file.write_text('{"image_path": "a.png", "caption": "x"}\n')
-    config = read_dataset(DataOptions(in_json=file, train_data_dir=tmp_path / "pics", dataset_repeats=3))
+    flags = DataOptions(in_json=file, train_data_dir=tmp_path / "pics", dataset_repeats=3, caption_extension=".txt")
+    config = read_dataset(flags, sources={"caption_extension": "--caption_extension"})
+    assert config.notes == ("caption_extension is not used: in_json holds the captions",)
     (sample,) = TrainingSet.build(config).samples
     assert (sample.repeats, sample.caption_text, sample.subset.kind) == (3, "x", "metadata")
     beside = tmp_path / "pics" / "md.jsonl"

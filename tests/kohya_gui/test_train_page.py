@@ -185,6 +185,25 @@ def test_a_saved_data_set_is_copied_with_whole_paths(tiny_folder: Path, folder: 
     assert (seen.pictures, seen.repeated, seen.is_dataset) == (4, 12, True)
 
 
+def test_a_saved_data_set_with_metadata_is_copied_with_whole_paths(
+    tiny_folder: Path, folder: Path, settings: Settings
+) -> None:
+    saved, metadata = folder.parent / "set.toml", folder.parent / "md.json"
+    metadata.write_text('{"' + next(folder.glob("*.png")).name + '": {"caption": "a house"}}')
+    saved.write_text(
+        '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "my pictures"\nmetadata_file = "md.json"\n'
+        '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "my pictures"\nconditioning_data_dir = "my pictures"\n'
+    )
+    run = RunFolder.create(settings.runs, "house")
+    config = request.prepare(asked(tiny_folder, saved, trigger=""), run.path, settings)
+    copy = tomllib.loads(run.dataset_file.read_text(encoding="utf-8"))
+    assert [dataset["subsets"][0] for dataset in copy["datasets"]] == [
+        {"image_dir": str(folder), "metadata_file": str(metadata)},
+        {"image_dir": str(folder), "conditioning_data_dir": str(folder)},
+    ]
+    assert [dataset.subsets[0].kind for dataset in read_dataset(config.data).datasets] == ["metadata", "folder"]
+
+
 def test_without_prompts_there_is_no_sample_schedule(
     tiny_folder: Path, folder: Path, settings: Settings, tmp_path: Path
 ) -> None:
@@ -280,6 +299,16 @@ def test_a_name_in_use_is_refused_and_another_proposed(
     assert "house-2 is free" in found["output_name"].remedy
     assert request.free_name(settings.outputs, "house", settings) == "house-2"
     assert request.free_name(settings.outputs, "hous", settings) == "hous"
+
+
+@pytest.mark.parametrize(
+    ("name", "free"), [("a", "a-3"), ("a-2", "a-3"), ("a-7", "a-7"), ("a-2024", "a-2024-2"), ("b-9", "b-10")]
+)
+def test_the_next_name_counts_on(name: str, free: str, settings: Settings) -> None:
+    settings.outputs.mkdir(parents=True)
+    for made in ("a", "a-2", "a-2024", "b-9"):
+        (settings.outputs / f"{made}.safetensors").write_bytes(b"")
+    assert request.free_name(settings.outputs, name, settings) == free
 
 
 def test_a_name_that_a_living_run_uses_is_refused(

@@ -62,6 +62,8 @@ class Reader:
             self.problems.append(
                 Problem("reg_data_dir", "cannot go with in_json", str(options.reg_data_dir), "", remedy)
             )
+        if self._was_meant("caption_extension"):
+            self.notes.append("caption_extension is not used: in_json holds the captions")
         self._check_path("in_json", _look_for(file, None), "", is_file=True)
         folder = file.parent
         if options.train_data_dir is not None:

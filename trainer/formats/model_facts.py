@@ -8,6 +8,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,7 +135,13 @@ def fingerprint(path: Path) -> str:
 
 
 def sha256_file(path: Path, *, start: int = 0) -> str:
-    """sha256 of a file's bytes from `start` on."""
+    """sha256 of a file's bytes from `start` on; read once as long as the file stays as it is."""
+    facts = path.stat()
+    return _sha256(path, start, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, start: int, *signature: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(start)

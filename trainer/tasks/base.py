@@ -11,7 +11,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,35 @@ def read_arguments(task: Task, argv: Sequence[str]) -> dict[str, Sourced]:
     file = vars(parsed).get("config_file")
     from_file = read_config(Path(file)) if file else {}
     flags = read_flags(specs, parsed)
+    values = layered(from_file, flags)
     if unknown:
-        problems = unknown_flags(unknown, specs)
+        raise ConfigError([*unknown_flags(unknown, specs), *all_problems(task, values)])
+    return values
+
+
+def all_problems(task: Task, values: Mapping[str, Sourced]) -> list[Problem]:
+    """What is wrong with the options themselves, and with the model, folders and disk as far as they can be judged.
+
+    An option is judged unless its group holds a wrong value, which it may depend on.
+    """
+    first: list[Problem] = []
+    wrong: set[str] = set()
+    while True:
         try:
-            run_config.build(task.config, layered(from_file, flags))
+            config = run_config.build(task.config, {k: v for k, v in values.items() if k not in wrong})
+            break
         except ConfigError as error:
-            problems += error.problems
-        raise ConfigError(problems)
-    return layered(from_file, flags)
+            first = first or list(error.problems)
+            if not {problem.option for problem in error.problems} - wrong:
+                return first
+            wrong |= {problem.option for problem in error.problems}
+    groups = {spec.name: spec.group for spec in run_config.specs(task.config)}
+    doubtful = {groups[name] for name in wrong & groups.keys()}
+    # the keys of a dataset file are no options of the task; they belong to the group that names the file
+    home = groups.get("dataset_config", "")
+    return first + [
+        p for p in task.check(config) if p.severity == "error" and groups.get(p.option, home) not in doubtful
+    ]
 
 
 def run_task(task: Task, argv: Sequence[str]) -> int:
@@ -80,8 +101,7 @@ def run_task(task: Task, argv: Sequence[str]) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     _log_to_console(is_main)
     try:
-        values = read_arguments(task, argv)
-        config = run_config.build(task.config, values)
+        config = _configuration(task, argv)
     except ConfigError as error:
         _say_config_error(error, argv, is_main)
         return EXIT_CODE
@@ -99,6 +119,14 @@ def run_task(task: Task, argv: Sequence[str]) -> int:
         lock = holding([output_lock(task.output_dir_of(config))], str(folder.path))
         return _with_status(folder, lambda: _run(task, config, folder, events, lock))
     return _run(task, config, folder, events, contextlib.nullcontext())
+
+
+def _configuration(task: Task, argv: Sequence[str]) -> RunConfig:
+    values = read_arguments(task, argv)
+    try:
+        return run_config.build(task.config, values)
+    except ConfigError:
+        raise ConfigError(all_problems(task, values)) from None
 
 
 def _new_folder(task: Task, config: RunConfig, is_main: bool) -> RunFolder:

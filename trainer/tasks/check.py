@@ -12,7 +12,7 @@ from typing import Any
 from trainer import config as run_config
 from trainer.errors import EXIT_CODE, Problem, TrainerError
 from trainer.store import read_config
-from trainer.tasks.base import Command, with_seed
+from trainer.tasks.base import Command, all_problems, with_seed
 
 SCANNED = 300
 """Data sets of at most this many pictures are scanned for the plan; larger ones when the run starts."""
@@ -40,9 +40,13 @@ def look(task_name: str, config_file: Path) -> tuple[list[Problem], dict[str, An
 
     task = tasks()[task_name]
     try:
-        config = run_config.build(task.config, read_config(config_file))
+        values = read_config(config_file)
     except TrainerError as error:
         return list(error.problems), None
+    try:
+        config = run_config.build(task.config, values)
+    except TrainerError:
+        return all_problems(task, values), None
     findings = [*run_config.warnings_of(config), *task.check(config)]
     if any(p.severity == "error" for p in findings):
         return findings, None

@@ -73,29 +73,29 @@ def check(config: TrainNetworkConfig) -> list[Problem]:
     from trainer.formats import prompts
     from trainer.optim.optimizers import argument_problems
 
+    looks: list[Callable[[], Sequence[Problem]]] = [
+        lambda: _raises(lambda: find_family(config.model)),
+        lambda: _raises(lambda: read_dataset(config.data, sources=config.sources)),
+        lambda: _raises(lambda: config.resume.resume and resume.read_point(Path(config.resume.resume))),
+        lambda: device_problems(config.memory),
+        lambda: argument_problems(config.optimizer),
+        lambda: _output_problems(config),
+        lambda: prompts.read_prompts(Path(config.sampling.sample_prompts))[1] if config.sampling.sample_prompts else [],
+    ]
     problems: list[Problem] = []
-
-    def collect(look: Callable[[], Sequence[Problem]]) -> None:
+    for look in looks:
         try:
             problems.extend(look())
         except TrainerError as error:
             problems.extend(error.problems)
-
-    def read_all() -> Iterator[Callable[[], object]]:
-        yield lambda: find_family(config.model)
-        yield lambda: read_dataset(config.data, sources=config.sources)
-        if config.resume.resume:
-            yield lambda: resume.read_point(Path(config.resume.resume or ""))
-
-    for read in read_all():
-        collect(lambda read=read: read() and ())  # type: ignore[misc]
-    collect(lambda: device_problems(config.memory))
-    collect(lambda: argument_problems(config.optimizer))
-    collect(lambda: _output_problems(config))
-    if config.sampling.sample_prompts:
-        collect(lambda: prompts.read_prompts(Path(config.sampling.sample_prompts or ""))[1])
     sources = config.sources
     return [dataclasses.replace(p, source=p.source or sources.get(p.option, "")) for p in problems]
+
+
+def _raises(read: Callable[[], object]) -> Sequence[Problem]:
+    """Something that raises what is wrong instead of returning it."""
+    read()
+    return ()
 
 
 def _output_problems(config: TrainNetworkConfig) -> list[Problem]:
@@ -107,7 +107,7 @@ def _output_problems(config: TrainNetworkConfig) -> list[Problem]:
     if not host.is_writable(folder):
         return [Problem("output_dir", "cannot be written to", str(folder), remedy="Choose another folder")]
     final = plan_saves(config.saving, {}, first_step=0, total_steps=0)
-    problem = None if config.resume.resume else clash_problem(config.saving, final)
+    problem = clash_problem(config.saving, final)
     return [problem] if problem else []
 
 
