@@ -188,6 +188,16 @@ def test_a_cache_folder_that_cannot_be_written(pictures: None, build: Build, tmp
         on_disk(build(), tmp_path / "file")
 
 
+def test_two_pictures_of_one_name_have_latents_of_their_own(picture: MakePicture, build: Build, tmp_path: Path) -> None:
+    picture("train/1_a/a.png", caption="x")
+    picture("train/1_a/a.jpg")
+    training_set = build()
+    cache, encoded = on_disk(training_set, tmp_path / "latents")
+    one, two = (cache.moments([view.key])[0] for view in training_set.fixed_views())
+    assert encoded == 2 and not torch.equal(one, two)
+    assert any("a.jpg and a.png" in note for note in training_set.notes)
+
+
 def test_values_that_are_not_finite_are_never_kept(pictures: None, build: Build, tmp_path: Path) -> None:
     def encode(pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         return pixels_BCHW * torch.nan, pixels_BCHW

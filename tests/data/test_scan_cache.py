@@ -76,7 +76,7 @@ def test_a_file_edited_to_the_same_size_and_time_is_seen(cache: Path, tmp_path: 
     assert scan_folder(tmp_path / "f").pictures[0].sha256 != first.sha256
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}\n[]", b"\xff\xfe"])
+@pytest.mark.parametrize("damage", [b"", b"{}\n", b"\xff\xfe"])
 def test_a_damaged_cache_is_made_anew(cache: Path, picture: MakePicture, tmp_path: Path, damage: bytes) -> None:
     picture("f/a.png", (64, 48))
     sizes(tmp_path / "f")
@@ -151,4 +151,4 @@ def test_memory_and_disk_a_picture(cache: Path, tmp_path: Path) -> None:
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len({picture.sha256 for picture in scan.pictures}) == many, "nothing was read"
-    assert kept < many * 1024 and peak < many * 4096, (kept / many, peak / many)
+    assert kept < many * 1024 and peak < many * 2048, (kept / many, peak / many)

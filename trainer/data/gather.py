@@ -11,7 +11,7 @@ from trainer.data.config import Subset
 from trainer.data.images import is_black
 from trainer.data.masks import Pairs, pair_masks
 from trainer.data.metadata_file import Metadata, read_metadata
-from trainer.data.scan import BadFile, Picture, Progress, Scan, list_pictures, look_at, scan_folders
+from trainer.data.scan import BadFile, Picture, Progress, Scan, list_pictures, look_at, picture_notes, scan_folders
 from trainer.errors import DataError
 
 _CLEAR = "is transparent everywhere, so that alpha_mask leaves nothing to train. Take it out, or turn off alpha_mask"
@@ -86,7 +86,8 @@ def _scan_metadata(read: Metadata, progress: Progress | None) -> Scan:
     facts = look_at(read.captions, progress=progress)
     bad = [BadFile(path, fact.reason) for path, fact in facts.items() if fact.reason]
     pictures = [Picture.of(path, fact, read.captions[path]) for path, fact in facts.items() if not fact.reason]
-    return Scan(read.file, tuple(pictures), (*read.bad, *bad), read.notes)
+    notes = (*read.notes, *picture_notes(read.file, pictures))
+    return Scan(read.file, tuple(pictures), (*read.bad, *bad), notes)
 
 
 def _pairs_of(subset: Subset, scan: Scan) -> Pairs:

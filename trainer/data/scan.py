@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from trainer.data.decode import MAX_IMAGE_PIXELS, PICTURE_SUFFIXES, header_size, open_picture
 from trainer.data.look import Facts, Job, look
-from trainer.data.scan_cache import Remembered, ScanCache, signature_of
+from trainer.data.scan_cache import Remembered, ScanCache, Signature, signature_of
 from trainer.errors import DataError
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "look_at",
     "normal_extension",
     "open_picture",
+    "picture_notes",
     "scan_folder",
     "scan_folders",
 ]
@@ -128,7 +129,11 @@ def normal_extension(extension: str) -> str:
 
 def list_pictures(folder: Path) -> list[Path]:
     """The pictures directly in a folder, sorted by name; other files and folders inside are left alone."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+    return sorted(path for path in folder.iterdir() if _is_picture(path))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
 
 
 def folder_problem(folder: Path) -> str:
@@ -138,7 +143,7 @@ def folder_problem(folder: Path) -> str:
     if not folder.is_dir():
         return "is a file, where a folder with pictures is expected"
     try:
-        found = list_pictures(folder)
+        found = any(_is_picture(path) for path in folder.iterdir())
     except OSError as error:
         return f"this folder cannot be read ({error.strerror})"
     return "" if found else f"no pictures in this folder; expected {', '.join(PICTURE_SUFFIXES)}"
@@ -194,7 +199,8 @@ def scan_folders(
 ) -> tuple[Scan, ...]:
     """scan_folder for several (folder, caption extension) with one progress; a folder named twice is read once."""
     problems = {folder: folder_problem(folder) for folder, _ in folders}
-    listed = {folder: _Listing.of(folder) for folder, problem in problems.items() if not problem}
+    now = time.time_ns()
+    listed = {folder: _Listing.of(folder, now) for folder, problem in problems.items() if not problem}
     facts = _look_at(listed, progress, max_image_pixels)
     return tuple(
         _scan_of(folder, extension, listed[folder], facts[folder])
@@ -209,32 +215,34 @@ def look_at(
 ) -> dict[Path, Facts]:
     """What is to be known of single pictures, wherever they lie; good ones have reason ""."""
     wanted = list(dict.fromkeys(paths))
+    now = time.time_ns()
     listed: dict[Path, _Listing] = {}
     missing: dict[Path, Facts] = {}
     for path in wanted:
         try:
-            stat = path.stat()
+            signature = signature_of(path.stat(), read_at_ns=now)
         except OSError as error:
             missing[path] = Facts(reason=f"cannot be read ({error.strerror})")
             continue
-        listed.setdefault(path.parent, _Listing({}, frozenset(), whole=False)).pictures[path.name] = stat
+        listed.setdefault(path.parent, _Listing({}, frozenset(), whole=False)).pictures[path.name] = signature
     facts = _look_at(listed, progress, max_image_pixels)
     return {path: missing[path] if path in missing else facts[path.parent][path.name] for path in wanted}
 
 
 class _Listing(NamedTuple):
-    """The pictures of a folder with their stat, sorted by name, and all names in it. whole: these are all pictures."""
+    """Pictures of a folder, by name, with their signatures; names: of all that is in it. whole: all its pictures."""
 
-    pictures: dict[str, os.stat_result]
+    pictures: dict[str, Signature | None]
     names: frozenset[str]
     whole: bool = True
 
     @classmethod
-    def of(cls, folder: Path) -> _Listing:
+    def of(cls, folder: Path, now: int) -> _Listing:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
-        pictures = {e.name: e.stat() for e in found if e.name.lower().endswith(PICTURE_SUFFIXES) and e.is_file()}
-        return cls(pictures, frozenset(entry.name for entry in found))
+        pictures = [e for e in found if e.name.lower().endswith(PICTURE_SUFFIXES) and e.is_file()]
+        signatures = {e.name: signature_of(e.stat(), read_at_ns=now) for e in pictures}
+        return cls(signatures, frozenset(entry.name for entry in found))
 
 
 def _look_at(
@@ -242,18 +250,17 @@ def _look_at(
 ) -> dict[Path, dict[str, Facts]]:
     """The facts of all pictures, folder by folder: remembered ones at once, the others looked at together."""
     cache = ScanCache()
-    now = time.time_ns()
     total = sum(len(listing.pictures) for listing in listed.values())
     remembered = {folder: cache.read(folder) for folder in listed}
     found: dict[Path, dict[str, Facts]] = {}
     jobs: list[tuple[Path, str, Job]] = []
     for folder, listing in listed.items():
         known, facts = remembered[folder], found.setdefault(folder, {})
-        for name, stat in listing.pictures.items():
+        for name, signature in listing.pictures.items():
             before = known.get(name)
             if before and before.facts.width * before.facts.height > max_image_pixels:
                 before = None
-            if before and before.signature and before.signature == signature_of(stat, read_at_ns=now):
+            if before and before.signature and before.signature == signature:
                 facts[name] = before.facts
             else:
                 facts[name] = Facts()  # keeps the order
@@ -268,10 +275,7 @@ def _look_at(
             progress(done, total)
     for folder in dict.fromkeys(folder for folder, _, _ in jobs):
         listing = listed[folder]
-        entries = {
-            name: Remembered(signature_of(listing.pictures[name], read_at_ns=now), facts)
-            for name, facts in found[folder].items()
-        }
+        entries = {name: Remembered(listing.pictures[name], facts) for name, facts in found[folder].items()}
         cache.write(folder, entries if listing.whole else remembered[folder] | entries)
     return found
 
@@ -301,14 +305,18 @@ def _scan_of(folder: Path, extension: str, listing: _Listing, facts: Mapping[str
     return Scan(folder, tuple(pictures), tuple(bad), tuple(_notes(folder, extension, listing, pictures)))
 
 
-def _notes(folder: Path, extension: str, listing: _Listing, pictures: Sequence[Picture]) -> Iterator[str]:
-    """What is well but should be known."""
+def picture_notes(where: Path, pictures: Sequence[Picture]) -> Iterator[str]:
+    """What is well with pictures but should be known. where: the folder or file they were found by."""
     if animated := [p.path.name for p in pictures if p.is_animated]:
-        yield f"{folder}: only the first frame is trained of {_list(animated)}"
+        yield f"{where}: only the first frame is trained of {_list(animated)}"
     if transparent := sum(p.alpha[0] < 255 for p in pictures):
-        yield f"{folder}: {transparent} pictures have transparent areas; white lies under them, but with alpha_mask"
+        yield f"{where}: {transparent} pictures have transparent areas; white lies under them, but with alpha_mask"
     if large := sum(p.width * p.height > LARGE_PIXELS for p in pictures):
-        yield f"{folder}: {large} pictures have more than 9 megapixels; smaller copies would load faster"
+        yield f"{where}: {large} pictures have more than 9 megapixels; smaller copies would load faster"
+
+
+def _notes(folder: Path, extension: str, listing: _Listing, pictures: Sequence[Picture]) -> Iterator[str]:
+    yield from picture_notes(folder, pictures)
     unread = [n for n in listing.names if n.lower().endswith(_UNREAD_SUFFIXES) and n not in listing.pictures]
     if unread:
         yield f"{folder}: left out, since they are none of {', '.join(PICTURE_SUFFIXES)}: {_list(sorted(unread))}"
@@ -338,10 +346,22 @@ def _read_caption(path: Path) -> tuple[str | None, str]:
         text = data[skipped:].decode("utf-8")
     except UnicodeDecodeError as error:
         where = error.start + skipped
-        return None, f"is not UTF-8 text: byte 0x{data[where]:02x} at offset {where}. Save this caption as UTF-8"
+        guess = _guess_encoding(data)
+        return None, f"is not UTF-8 text: byte 0x{data[where]:02x} at offset {where}{guess}. Save this caption as UTF-8"
     if not text.strip():
         return None, "this caption is empty. Write something in it or delete the file"
     return text, ""
+
+
+def _guess_encoding(data: bytes) -> str:
+    """What a text that is not UTF-8 may be, for the message; it is never read so."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "; it looks like UTF-16"
+    try:
+        data.decode("cp1252")
+    except UnicodeDecodeError:
+        return ""
+    return "; it looks like Windows-1252"
 
 
 def _run(jobs: Sequence[Job]) -> Iterator[Facts]:

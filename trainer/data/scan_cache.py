@@ -22,7 +22,7 @@ import PIL
 from trainer import host
 from trainer.data.look import Facts
 
-_FORMAT = f"scan 1, Pillow {PIL.__version__}"
+_FORMAT = f"scan 2, Pillow {PIL.__version__}"
 _YOUNG_NS = 2_000_000_000
 
 Signature = tuple[int, int, int, int]
@@ -60,17 +60,18 @@ class ScanCache:
             name: Remembered(
                 tuple(signature) if signature else None, Facts(width, height, sha, animated, (low, high), looks)
             )
-            for name, signature, width, height, sha, animated, low, high, looks in json.loads(body)
+            # a row at a time, so that no second copy of everything is in memory
+            for name, signature, width, height, sha, animated, low, high, looks in map(json.loads, body.splitlines())
         }
 
     def write(self, pictures: Path, known: Mapping[str, Remembered]) -> None:
         """Replace what is known of a folder. A cache that cannot be written is done without."""
-        rows = [
+        rows = (
             (name, entry.signature, f.width, f.height, f.sha256, f.is_animated, *f.alpha, f.looks)
             for name, entry in known.items()
             if not (f := entry.facts).reason
-        ]
-        body = json.dumps(rows, separators=(",", ":")).encode()
+        )
+        body = b"\n".join(json.dumps(row, separators=(",", ":")).encode() for row in rows)
         file = self._file(pictures)
         temporary = file.with_name(f".{file.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
         with contextlib.suppress(OSError):
