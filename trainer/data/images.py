@@ -56,7 +56,7 @@ class PixelOptions(Options):
     time. Cannot go with cache_latents."""
 
     face_crop_aug_range: str | list[float] | None = opt(None)
-    """Cut around the face that the file name gives as name_<centre x>_<centre y>_<width>_<height>, so that the shorter
+    """Cut around the face that the file name gives as name_cx_cy_w_h (its centre and size), so that the shorter
     side is this many times the face, drawn between two numbers, as in 2.0,4.0. Only without enable_bucket; cannot go
     with cache_latents. Pictures with other names are cropped as usual."""
 
