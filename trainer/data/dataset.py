@@ -97,16 +97,22 @@ class TrainingSet:
     @classmethod
     def build(cls, config: DatasetConfig, *, progress: Progress | None = None) -> TrainingSet:
         """Scan all folders; raises one DataError that names every bad file. progress(done, total) counts pictures."""
+        training_set, scans = cls.survey(config, progress=progress)
+        _refuse_bad_files(scans)
+        return training_set
+
+    @classmethod
+    def survey(cls, config: DatasetConfig, *, progress: Progress | None = None) -> tuple[TrainingSet, tuple[Scan, ...]]:
+        """What `build` makes, of the good pictures alone, and the scans of all folders: for reports, never to train."""
         subsets = [(index, subset) for index, dataset in enumerate(config.datasets) for subset in dataset.subsets]
         folders = [(subset.image_dir, subset.pictures.caption_extension) for _, subset in subsets]
         scans = scan_folders(folders, progress=progress)
-        _refuse_bad_files(scans)
         samples = [
             _sample(picture, index, config.datasets[index], subset, config.prior_loss_weight)
             for (index, subset), scan in zip(subsets, scans, strict=True)
             for picture in scan.pictures
         ]
-        return cls(config.datasets, tuple(samples), config.notes + tuple(_caption_notes(subsets, scans)))
+        return cls(config.datasets, tuple(samples), config.notes + tuple(_caption_notes(subsets, scans))), scans
 
     def epoch_slots(self, seed: int, epoch: int) -> list[tuple[Slot, ...]]:
         """The epoch's batches, each of one dataset and bucket, in the order they are trained."""

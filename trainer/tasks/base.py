@@ -57,10 +57,10 @@ class Task:
         return Command(self.name, self.about, lambda argv: run_task(self, argv))
 
 
-def read_arguments(task: Task, argv: Sequence[str]) -> dict[str, Sourced]:
+def read_arguments(config: type[RunConfig], about: str, argv: Sequence[str]) -> dict[str, Sourced]:
     """A command line's values: its --config_file, and flags over it. --help ends here."""
-    specs = run_config.specs(task.config)
-    parser = make_parser(specs, prog=f"python -m trainer {task.name}", description=task.about)
+    specs = run_config.specs(config)
+    parser = make_parser(specs, prog=f"python -m trainer {config.task}", description=about)
     parsed, unknown = parser.parse_known_args(list(argv))
     file = vars(parsed).get("config_file")
     from_file = read_config(Path(file)) if file else {}
@@ -68,7 +68,7 @@ def read_arguments(task: Task, argv: Sequence[str]) -> dict[str, Sourced]:
     if unknown:
         problems = unknown_flags(unknown, specs)
         try:
-            run_config.build(task.config, layered(from_file, flags))
+            run_config.build(config, layered(from_file, flags))
         except ConfigError as error:
             problems += error.problems
         raise ConfigError(problems)
@@ -80,7 +80,7 @@ def run_task(task: Task, argv: Sequence[str]) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     _log_to_console(is_main)
     try:
-        values = read_arguments(task, argv)
+        values = read_arguments(task.config, task.about, argv)
         config = run_config.build(task.config, values)
     except ConfigError as error:
         _say_config_error(error, argv, is_main)
