@@ -1,0 +1,419 @@
+"""What a path holds as training pictures, what is wrong with a data set's description, and what would mend it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kohya_gui import dataset_toml
+from kohya_gui.dataset_toml import Place, Subset
+from trainer.data import scan
+from trainer.errors import TrainerError
+
+Kind = Literal["class", "captions", "metadata"]
+What = Literal["nothing", "pictures", "named", "concepts", "project", "toml", "unusable"]
+NAMED = re.compile(r"(\d+)_(.+)")
+MOST_FOLDERS = 200
+USES = 100
+"""Pictures an epoch that repeats are suggested for, where nothing else decides."""
+UNEVEN = 1.5
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A folder of pictures. captions: of the ending most of them have. words: from a <repeats>_<words> name."""
+
+    folder: Path
+    pictures: int
+    captions: int = 0
+    extension: str = ""
+    repeats: int | None = None
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Slip:
+    """A usual mistake: what it is in a sentence, and the path that mends it with the words on its button."""
+
+    sentence: str
+    label: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a typed path holds."""
+
+    what: What
+    path: Path
+    sentence: str
+    concepts: tuple[Concept, ...] = ()
+    reg: tuple[Concept, ...] = ()
+    metadata: tuple[Path, ...] = ()
+    slips: tuple[Slip, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """The way of describing pictures that fits what lies there."""
+        if self.metadata:
+            return "metadata"
+        captions = sum(concept.captions for concept in self.concepts)
+        return "captions" if captions * 2 > sum(concept.pictures for concept in self.concepts) else "class"
+
+
+def recognise(path: Path) -> Found:
+    """Say what a path is: a folder of pictures, a parent of such folders, or a dataset file."""
+    if path.suffix.lower() == ".toml" and path.is_file():
+        return _recognise_file(path)
+    if not path.exists():
+        return Found("unusable", path, "There is nothing at this path.")
+    if not path.is_dir():
+        slip = Slip("This is a single file.", "Use the folder it lies in", path.parent)
+        slips = (slip,) if path.suffix.lower() in scan.PICTURE_SUFFIXES else ()
+        return Found("unusable", path, "This is a file, where a folder or a .toml file is expected.", slips=slips)
+    try:
+        return _recognise_folder(path)
+    except OSError as error:
+        return Found("unusable", path, f"This folder cannot be read ({error.strerror}).")
+
+
+def _recognise_file(path: Path) -> Found:
+    try:
+        tables = dataset_toml.read(dataset_toml.load(path))
+    except TrainerError as error:
+        return Found("unusable", path, f"{error}.")
+    folders = sum(len(dataset.subsets) for dataset in tables)
+    if not folders:
+        return Found(
+            "unusable", path, "This file names no folders of pictures: no [[datasets.subsets]] table is in it."
+        )
+    sentence = f"A dataset file with {count(len(tables), 'data set')} and {count(folders, 'folder')}."
+    return Found("toml", path, sentence)
+
+
+def _recognise_folder(path: Path) -> Found:
+    own = look(path)
+    inner = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".")][:MOST_FOLDERS]
+    concepts = tuple(concept for concept in map(look, inner) if concept.pictures)
+    named = tuple(concept for concept in concepts if concept.repeats is not None)
+    if named:
+        return _parent(path, own, named, left_out=len(concepts) - len(named))
+    if own.pictures:
+        return _leaf(path, own, concepts)
+    if concepts:
+        names = _names([concept.folder.name for concept in concepts])
+        slips = (_further_down(concepts[0].folder),) if len(concepts) == 1 else ()
+        sentence = f"{count(len(concepts), 'folder')} of pictures without repeats in their names: {names}."
+        return Found("concepts", path, sentence, concepts, slips=slips)
+    return _project(path, inner)
+
+
+def _further_down(folder: Path) -> Slip:
+    return Slip("The pictures lie one folder further down.", f"Use {folder.name}", folder)
+
+
+def _parent(path: Path, own: Concept, named: tuple[Concept, ...], *, left_out: int) -> Found:
+    total = sum(concept.pictures for concept in named)
+    names = _names([concept.folder.name for concept in named])
+    sentence = f"{count(len(named), 'training folder')} with {count(total, 'picture')} in all: {names}."
+    if own.pictures:
+        sentence += f" {count(own.pictures, 'picture')} beside these folders are not used."
+    if left_out:
+        sentence += f" {count(left_out, 'folder')} without repeats in the name are not used."
+    return Found("named", path, sentence, named)
+
+
+def _leaf(path: Path, own: Concept, inside: Sequence[Concept]) -> Found:
+    sentence = f"A folder with {count(own.pictures, 'picture')}, {caption_words(own)}."
+    metadata = tuple(_metadata_files(path))
+    if metadata:
+        sentence += f" {metadata[0].name} describes pictures."
+    slips: list[Slip] = []
+    if own.repeats is not None:
+        sentence += f' Its name asks for {count(own.repeats, "repeat")} and the words "{own.words}".'
+        others = [p for p in path.parent.iterdir() if p.is_dir() and p != path and NAMED.fullmatch(p.name)]
+        if others:
+            more = f"{count(len(others), 'more training folder')} beside it"
+            slips.append(Slip(f"This is one training folder; {more}.", "Use all of them", path.parent))
+    if inside:
+        more = f"{sum(c.pictures for c in inside)} more pictures lie in {count(len(inside), 'folder')} inside"
+        sentence += f" {more}; they are not used."
+    return Found("pictures", path, sentence, (own,), metadata=metadata, slips=tuple(slips))
+
+
+def _project(path: Path, inner: Sequence[Path]) -> Found:
+    """A folder whose folders hold folders of pictures: kohya's img, reg, log, model, or one level too many."""
+    parents = {p: _parent_of_named(p) for p in inner}
+    training = next((p for p in parents if p.name.lower() in ("img", "train") and parents[p]), None)
+    training = training or next((p for p, concepts in parents.items() if concepts and p.name.lower() != "reg"), None)
+    if training is None:
+        return Found("unusable", path, "No pictures lie in this folder, nor in the folders in it.")
+    reg = tuple(c for p, concepts in parents.items() if p.name.lower() == "reg" for c in concepts)
+    slip = Slip("The training folders lie one folder further down.", f"Use {training.name}", training)
+    if training.name.lower() not in ("img", "train"):
+        return Found("unusable", path, "No pictures lie in this folder.", slips=(slip,))
+    concepts = parents[training]
+    sentence = f"A training project: {count(sum(c.pictures for c in concepts), 'picture')} in {training.name}"
+    sentence += f", {count(sum(c.pictures for c in reg), 'regularisation picture')} in reg." if reg else "."
+    return Found("project", path, sentence, concepts, reg)
+
+
+def _parent_of_named(folder: Path) -> tuple[Concept, ...]:
+    try:
+        inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and NAMED.fullmatch(p.name)]
+    except OSError:
+        return ()
+    return tuple(concept for concept in map(look, inner[:MOST_FOLDERS]) if concept.pictures)
+
+
+def look(folder: Path) -> Concept:
+    """One folder's pictures and captions, from names only."""
+    name = NAMED.fullmatch(folder.name)
+    repeats, words = (int(name[1]), name[2].strip()) if name else (None, "")
+    counts = caption_counts(folder)
+    pictures = counts.pop("", 0)
+    extension, captions = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    return Concept(folder, pictures, captions, extension, repeats, words)
+
+
+def caption_counts(folder: Path, *extensions: str) -> dict[str, int]:
+    """Caption ending -> pictures that have such a file; "" -> all pictures. From names only, nothing is opened."""
+    try:
+        pictures = scan.list_pictures(folder)
+        names = {p.name for p in folder.iterdir()}
+    except OSError:
+        return {}
+    found = {"": len(pictures)}
+    for suffix in dict.fromkeys((*extensions, *scan.CAPTION_SUFFIXES)):
+        if number := sum(picture.stem + suffix in names for picture in pictures):
+            found[suffix] = number
+    return found
+
+
+def _metadata_files(folder: Path) -> Iterator[Path]:
+    """Files in which pictures of this folder are described, by a look at their first entry."""
+    for path in [p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".json", ".jsonl")][:20]:
+        try:
+            with path.open(encoding="utf-8-sig") as file:
+                head = file.read(4096)
+        except (OSError, UnicodeDecodeError):
+            continue
+        if re.search(r'"(caption|tags|file_name)"\s*:', head):
+            yield path
+
+
+def metadata_texts(path: Path) -> list[str]:
+    """Captions and tags of a metadata file; nothing when it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        lines = text.splitlines() if path.suffix.lower() == ".jsonl" else [text]
+        parsed = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError):
+        return []
+    entries = [entry for table in parsed if isinstance(table, dict) for entry in (table, *table.values())]
+    return [str(e[key]) for e in entries if isinstance(e, dict) for key in ("caption", "tags") if e.get(key)]
+
+
+# a first description
+
+
+def describe(found: Found, *, kind: Kind, words: str = "") -> str:
+    """The dataset file for what was found; a dataset file is taken as it is."""
+    if found.what == "toml":
+        return dataset_toml.load(found.path)
+    tables = [_table(concept, found, kind=kind, words=words) for concept in found.concepts]
+    tables += [{**_table(concept, found, kind="class", words=""), "is_reg": True} for concept in found.reg]
+    return dataset_toml.new(tables, resolution=512, batch_size=1, enable_bucket=True)
+
+
+def _table(concept: Concept, found: Found, *, kind: Kind, words: str) -> dict[str, Any]:
+    named = concept.words or (concept.folder.name if found.what == "concepts" else "")
+    repeats = concept.repeats or suggested_repeats(concept.pictures)
+    values: dict[str, Any] = {"image_dir": str(concept.folder), "num_repeats": repeats}
+    if kind == "metadata" and found.metadata:
+        return {**values, "metadata_file": str(found.metadata[0])}
+    return {**values, "class_tokens": words.strip() or named, "caption_extension": concept.extension}
+
+
+def suggested_repeats(pictures: int) -> int:
+    """Repeats that make about a hundred uses an epoch of a small folder."""
+    return max(1, min(20, round(USES / max(pictures, 1))))
+
+
+# what is wrong with a description, and what mends it
+
+
+@dataclass(frozen=True)
+class Fix:
+    """Changes of tables behind a button."""
+
+    label: str
+    changes: tuple[tuple[Place, Mapping[str, Any]], ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know about a description. key: tells findings apart. level: "bad" stops a run."""
+
+    key: str
+    text: str
+    level: Literal["bad", "warn"] = "bad"
+    fix: Fix | None = None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A folder's table with what lies in the folder."""
+
+    subset: Subset
+    folder: Path
+    counts: Mapping[str, int] = field(default_factory=dict)
+    metadata: Path | None = None
+
+    @property
+    def pictures(self) -> int:
+        return self.counts.get("", 0)
+
+    @property
+    def captions(self) -> int:
+        return self.counts.get(self.subset.extension, 0)
+
+    @property
+    def uses(self) -> int:
+        """Pictures an epoch."""
+        return self.pictures * self.subset.repeats
+
+
+def counted(text: str, base: Path, home: Path) -> list[Counted]:
+    """Every folder of a description with its counts."""
+    found = []
+    for subset in dataset_toml.subsets(text):
+        folder = dataset_toml.resolve(subset.image_dir, base, home)
+        counts = caption_counts(folder, subset.extension) if subset.image_dir else {}
+        metadata = dataset_toml.resolve(subset.metadata_file, base, home) if subset.metadata_file else None
+        found.append(Counted(subset, folder, counts, metadata))
+    return found
+
+
+def findings(text: str, base: Path, home: Path) -> list[Finding]:
+    """Everything a look at names can tell, most pressing first."""
+    entries = counted(text, base, home)
+    found = [finding for entry in entries for finding in _folder_findings(entry)]
+    for dataset in dataset_toml.read(text):
+        own = [entry for entry in entries if entry.subset.place[:1] == dataset.place]
+        found += [*_repeat_findings(own, dataset.place), *_balance_findings(own, dataset.place)]
+    return sorted(found, key=lambda finding: finding.level != "bad")
+
+
+def _folder_findings(entry: Counted) -> Iterator[Finding]:
+    subset, place = entry.subset, entry.subset.place
+    key = ".".join(map(str, place))
+    if not subset.image_dir and subset.metadata_file:
+        return
+    problem = scan.folder_problem(entry.folder) if subset.image_dir else "no folder is chosen"
+    if problem:
+        yield Finding(f"folder {key}", f"{subset.image_dir or 'A folder of this data set'}: {problem}")
+        return
+    if subset.metadata_file:
+        return
+    others = {suffix: n for suffix, n in entry.counts.items() if suffix not in ("", subset.extension)}
+    other = max(others, key=lambda suffix: others[suffix], default="")
+    name = entry.folder.name
+    if other and not entry.captions:
+        said = f"{name}: {others[other]} {other}, 0 {subset.extension}. The captions end in {other}"
+        fix = Fix(f"Use {other}", ((place, {"caption_extension": other}),))
+        yield Finding(f"extension {key}", said, fix=fix)
+    elif others.get(other, 0) > entry.captions:
+        said = f"{name}: {others[other]} captions end in {other}, only {entry.captions} in {subset.extension}"
+        fix = Fix(f"Use {other}", ((place, {"caption_extension": other}),))
+        yield Finding(f"extension {key}", said, "warn", fix)
+    elif entry.captions < entry.pictures and not subset.words:
+        missing = entry.pictures - entry.captions
+        said = f"{name}: {count(missing, 'picture')} without a caption, and no words stand in for it"
+        yield Finding(f"words {key}", said, "warn")
+
+
+def _repeat_findings(entries: Sequence[Counted], place: Place) -> Iterator[Finding]:
+    """The guide's rule: repeats x pictures of training at least as many as of regularisation."""
+    training, reg = [e for e in entries if not e.subset.is_reg], [e for e in entries if e.subset.is_reg]
+    uses, wanted = sum(e.uses for e in training), sum(e.uses for e in reg)
+    if not uses or wanted <= uses:
+        return
+    factor = math.ceil(wanted / uses)
+    changes = tuple((e.subset.place, {"num_repeats": e.subset.repeats * factor}) for e in training if e.uses)
+    said = (
+        f"{uses} training uses an epoch (pictures × repeats) against {wanted} regularisation pictures: "
+        f"only {uses} of these are seen in an epoch, taking turns"
+    )
+    label = f"Repeat {factor}× as often" if len(changes) > 1 else f"Use {changes[0][1]['num_repeats']} repeats"
+    yield Finding(f"repeats {place[0]}", said, "warn", Fix(label, changes))
+
+
+def _balance_findings(entries: Sequence[Counted], place: Place) -> Iterator[Finding]:
+    training = [e for e in entries if not e.subset.is_reg and e.uses]
+    if len(training) < 2 or max(e.uses for e in training) <= UNEVEN * min(e.uses for e in training):
+        return
+    changes = balance(training)
+    if not changes:
+        return
+    uses = ", ".join(f"{e.folder.name} {e.uses}" for e in training[:5]) + (", …" if len(training) > 5 else "")
+    said = f"The concepts are used unevenly in an epoch: {uses}"
+    yield Finding(f"balance {place[0]}", said, "warn", Fix("Balance repeats", changes))
+
+
+def balance(entries: Sequence[Counted]) -> tuple[tuple[Place, Mapping[str, Any]], ...]:
+    """Repeats that use every concept about as often as the most used one is now."""
+    goal = max(entry.uses for entry in entries)
+    wanted = {entry.subset.place: max(1, round(goal / entry.pictures)) for entry in entries}
+    return tuple(
+        (entry.subset.place, {"num_repeats": wanted[entry.subset.place]})
+        for entry in entries
+        if wanted[entry.subset.place] != entry.subset.repeats
+    )
+
+
+def apply(text: str, fix: Fix) -> str:
+    """The description with a fix's changes made."""
+    for place, values in fix.changes:
+        text = dataset_toml.change(text, place, values)
+    return text
+
+
+# words
+
+
+def captions_of(entries: Sequence[Counted]) -> Iterator[str]:
+    """Every training caption and tag list, for looking words up."""
+    for entry in entries:
+        if entry.subset.is_reg:
+            continue
+        if entry.metadata is not None:
+            yield from metadata_texts(entry.metadata)
+        if entry.captions:
+            for picture in scan.list_pictures(entry.folder):
+                path = scan.caption_path(picture, entry.subset.extension)
+                if path.is_file():
+                    yield path.read_text(encoding="utf-8-sig", errors="replace")
+
+
+def count(number: int, what: str) -> str:
+    """ "1 picture", "5,000 pictures"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def caption_words(concept: Concept) -> str:
+    """How many captions, and how they end."""
+    if not concept.captions:
+        return "without captions"
+    if concept.captions == concept.pictures:
+        return f"all with captions ({concept.extension})"
+    return f"{concept.captions} with captions ({concept.extension})"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
