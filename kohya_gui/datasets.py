@@ -384,6 +384,26 @@ def apply(text: str, fix: Fix) -> str:
     return text
 
 
+def set_words(text: str, words: str) -> str:
+    """Identifier and class into the one training folder; several have words of their own."""
+    training = [subset for subset in dataset_toml.subsets(text) if not subset.is_reg]
+    if len(training) != 1:
+        return text
+    return dataset_toml.change(text, training[0].place, {"class_tokens": " ".join(words.split())})
+
+
+def set_kind(text: str, entries: Sequence[Counted], kind: Kind, metadata: str) -> str:
+    """Describe the training folders by words, caption files or a metadata file; regularisation stays as it is."""
+    for entry in (e for e in entries if not e.subset.is_reg):
+        values: dict[str, Any] = {"metadata_file": metadata.strip() if kind == "metadata" else None}
+        if kind == "captions" and not entry.captions:
+            others = {suffix: number for suffix, number in entry.counts.items() if suffix}
+            if others:
+                values["caption_extension"] = max(others, key=lambda suffix: others[suffix])
+        text = dataset_toml.change(text, entry.subset.place, values)
+    return text
+
+
 # words
 
 
