@@ -25,11 +25,12 @@ def training_set(picture: MakePicture, build: Build) -> TrainingSet:
         picture(f"train/2_a/{index}.png", (64 + 8 * index, 64), caption=f"p{index},a,b,c")
     for index in range(3):
         picture(f"reg/1_a/{index}.png", (64, 64))
-    return build(train_batch_size=3, flip_aug=True, random_crop=True, shuffle_caption=True, prior_loss_weight=0.25)
+    captions = {"shuffle_caption": True, "caption_tag_dropout_rate": 0.2, "token_warmup_step": 8}
+    return build(train_batch_size=3, flip_aug=True, random_crop=True, prior_loss_weight=0.25, **captions)
 
 
 def micro_batches(training_set: TrainingSet, epoch: int) -> list[MicroBatch]:
-    plan = plan_epoch(training_set, seed=1, epoch=epoch, accumulation=1, processes=1)
+    plan = plan_epoch(training_set, seed=1, epoch=epoch, accumulation=1, processes=1, first_step=7 * epoch)
     return [micro for step in plan for micro in step.micro_batches[0]]
 
 
@@ -45,7 +46,8 @@ def test_batches_come_in_plan_order(training_set: TrainingSet) -> None:
     plan = micro_batches(training_set, 0)
     loaded = list(Loader(training_set, seed=1).batches(plan))
     assert [batch.slots for batch in loaded] == [[slot.slot for slot in micro.slots] for micro in plan]
-    for batch in loaded:
+    for micro, batch in zip(plan, loaded, strict=True):
+        assert {view.step for view in batch.views} == {micro.step}
         assert batch.pixels_BCHW is not None and batch.pixels_BCHW.shape == (len(batch.slots), 3, 64, 64)
         is_reg = [training_set.samples[sample].is_reg for sample in batch.samples]
         assert batch.weights_B.tolist() == [0.25 if reg else 1.0 for reg in is_reg]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -50,3 +51,32 @@ def test_two_processes_equal_twice_the_accumulation(training_set: TrainingSet) -
 def test_a_lone_process_has_no_stand_ins(training_set: TrainingSet) -> None:
     for step in plan_epoch(training_set, seed=5, epoch=0, accumulation=5, processes=1):
         assert all(micro.weight == 1.0 for micro in step.micro_batches[0])
+
+
+def test_micro_batches_carry_their_optimizer_step(training_set: TrainingSet) -> None:
+    plan = plan_epoch(training_set, seed=5, epoch=2, accumulation=2, processes=2, first_step=30)
+    for index, step in enumerate(plan):
+        assert {micro.step for of_rank in step.micro_batches for micro in of_rank} == {30 + index}
+
+
+def test_captions_that_follow_the_step_do_not_depend_on_the_processes(picture: MakePicture, build: Build) -> None:
+    for index in range(6):
+        picture(f"train/3_a/{index}.png", caption="k,a,b,c,d,e,f")
+    training_set = build(
+        shuffle_caption=True, keep_tokens=1, token_warmup_step=0.5, caption_dropout_rate=0.1, train_batch_size=2
+    )
+    training_set = replace(training_set, total_steps=10)
+
+    def captions(accumulation: int, processes: int) -> list[str]:
+        drawn: list[str] = []
+        for epoch in range(2):
+            steps = plan_epoch(
+                training_set, seed=5, epoch=epoch, accumulation=accumulation, processes=processes, first_step=5 * epoch
+            )
+            for micro in (micro for step in steps for micro in present(step)):
+                drawn += [training_set.view(s, seed=5, epoch=epoch, step=micro.step).caption for s in micro.slots]
+        return drawn
+
+    assert captions(2, 1) == captions(1, 2)
+    lengths = [caption.count(",") + 1 for caption in captions(2, 1) if caption]
+    assert max(lengths[:3]) == 2 and min(lengths[-6:]) == 7

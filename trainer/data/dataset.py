@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from trainer.data.buckets import Geometry, Size, assign
-from trainer.data.captions import draw_caption
+from trainer.data.captions import caption_lines, draw_caption
 from trainer.data.config import Dataset, DatasetConfig, Subset
 from trainer.data.sampler import Slot, shuffle_into_batches
 from trainer.data.scan import Picture, Progress, Scan, scan_folders
@@ -46,12 +46,13 @@ class Sample:
     @property
     def caption_text(self) -> str:
         """The text captions are drawn from: the caption file, else class_tokens, else nothing."""
-        return self.subset.class_tokens if self.picture.caption is None else self.picture.caption
+        text = self.subset.class_tokens if self.picture.caption is None else self.picture.caption
+        return caption_lines(text, self.subset.pictures)
 
 
 @dataclass(frozen=True)
 class View:
-    """One use of a sample with everything random about its pixels and caption settled."""
+    """One use of a sample with everything random about its pixels and caption settled. step: the optimizer step."""
 
     slot: int
     index: int
@@ -59,6 +60,7 @@ class View:
     geometry: Geometry
     flipped: bool
     caption: str
+    step: int = 0
 
     @property
     def key(self) -> LatentKey:
@@ -88,11 +90,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """All samples of a run; the same for every process."""
+    """All samples of a run; the same for every process. total_steps: of the run, 0 as long as nobody knows it."""
 
     datasets: tuple[Dataset, ...]
     samples: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
+    total_steps: int = 0
 
     @classmethod
     def build(cls, config: DatasetConfig, *, progress: Progress | None = None) -> TrainingSet:
@@ -124,8 +127,11 @@ class TrainingSet:
             groups += [(by_bucket[bucket], dataset.batch_size) for bucket in sorted(by_bucket)]
         return shuffle_into_batches(groups, seed=seed, epoch=epoch)
 
-    def view(self, slot: Slot, *, seed: int, epoch: int) -> View:
-        """Crop, mirroring and caption of one use, each drawn from its own stream."""
+    def view(self, slot: Slot, *, seed: int, epoch: int, step: int = 0) -> View:
+        """Crop, mirroring and caption of one use, each drawn from its own stream.
+
+        step: the optimizer step it belongs to; only token warm-up depends on it.
+        """
         sample = self.samples[slot.sample]
         pictures = sample.subset.pictures
         geometry = sample.geometry
@@ -133,8 +139,15 @@ class TrainingSet:
             rng = python_rng(seed, "crop", epoch, slot.slot)
             geometry = geometry.cropped_at(rng.randint(0, geometry.slack[0]), rng.randint(0, geometry.slack[1]))
         flipped = pictures.flip_aug and python_rng(seed, "flip", epoch, slot.slot).random() < 0.5
-        caption = draw_caption(sample.caption_text, pictures, python_rng(seed, "caption", epoch, slot.slot))
-        return View(slot.slot, slot.sample, sample, geometry, flipped, caption)
+        caption = draw_caption(
+            sample.caption_text,
+            pictures,
+            python_rng(seed, "caption", epoch, slot.slot),
+            epoch=epoch,
+            step=step,
+            total_steps=self.total_steps,
+        )
+        return View(slot.slot, slot.sample, sample, geometry, flipped, caption, step)
 
     def fixed_views(self) -> list[View]:
         """Every different picture, geometry and mirroring that can occur without random_crop, for caching."""

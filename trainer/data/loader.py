@@ -82,7 +82,10 @@ class Loader:
 
         def work() -> Iterator[_Work]:
             for micro in micro_batches:
-                views = tuple(self._training_set.view(s, seed=self._seed, epoch=micro.epoch) for s in micro.slots)
+                views = tuple(
+                    self._training_set.view(slot, seed=self._seed, epoch=micro.epoch, step=micro.step)
+                    for slot in micro.slots
+                )
                 waiting.append((micro, views))
                 yield tuple((view.sample.picture.path, view.geometry, view.flipped) for view in views)
 

@@ -24,13 +24,15 @@ class Slot:
 class MicroBatch:
     """Pictures of one bucket that go through the model together.
 
-    weight: 1.0, or 0.0 for the stand-in of a process that has none in this round.
+    weight: 1.0, or 0.0 for the stand-in of a process that has none in this round. step: the optimizer step it belongs
+    to, counted from 0 over the whole run, for what is scheduled by it.
     """
 
     epoch: int
     slots: tuple[Slot, ...]
     bucket: tuple[int, int]
     weight: float = 1.0
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,18 @@ def shuffle_into_batches(
 
 
 def plan_epoch(
-    training_set: TrainingSet, *, seed: int, epoch: int, accumulation: int, processes: int
+    training_set: TrainingSet, *, seed: int, epoch: int, accumulation: int, processes: int, first_step: int = 0
 ) -> list[StepPlan]:
-    """The steps of one epoch. Two processes do in one round what one process does in two."""
+    """The steps of one epoch. Two processes do in one round what one process does in two.
+
+    first_step: how many optimizer steps the epochs before it have.
+    """
     assert accumulation >= 1 and processes >= 1
-    batches = [
-        MicroBatch(epoch, slots, training_set.samples[slots[0].sample].geometry.bucket)
-        for slots in training_set.epoch_slots(seed, epoch)
-    ]
     size = accumulation * processes
+    batches = [
+        MicroBatch(epoch, slots, training_set.samples[slots[0].sample].geometry.bucket, step=first_step + index // size)
+        for index, slots in enumerate(training_set.epoch_slots(seed, epoch))
+    ]
     return [_plan_step(batches[i : i + size], processes) for i in range(0, len(batches), size)]
 
 

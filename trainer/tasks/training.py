@@ -78,9 +78,21 @@ def epoch_planner(
     seed = config.length.seed
     assert seed is not None
     accumulation = config.length.gradient_accumulation_steps
-    return lru_cache(maxsize=4)(
-        lambda epoch: plan_epoch(training_set, seed=seed, epoch=epoch, accumulation=accumulation, processes=processes)
-    )
+    starts = [0]
+
+    @lru_cache(maxsize=4)
+    def plan(epoch: int) -> list[StepPlan]:
+        while len(starts) <= epoch:
+            plan(len(starts) - 1)
+        first = starts[epoch]
+        steps = plan_epoch(
+            training_set, seed=seed, epoch=epoch, accumulation=accumulation, processes=processes, first_step=first
+        )
+        if len(starts) == epoch + 1:
+            starts.append(first + len(steps))
+        return steps
+
+    return plan
 
 
 def disk_problem(config: TrainNetworkConfig, schedule: Schedule, first_step: int, model_bytes: int) -> Problem | None:
@@ -117,6 +129,7 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
     accelerator = _accelerator(config, events)
     plan_epoch = epoch_planner(training_set, config, processes=accelerator.num_processes)
     schedule = schedule_of(config.length, plan_epoch)
+    training_set = dataclasses.replace(training_set, total_steps=schedule.total_steps)
     progress = point.progress if point else Progress()
     _refuse_clashes(config, schedule, progress)
     family, method = _build_model(config, accelerator)
