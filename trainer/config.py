@@ -18,14 +18,19 @@ from trainer.store import Sourced, Values, render_config
 C = TypeVar("C", bound="RunConfig")
 
 
-class RunOptions(Options):
-    """Where the run is written down."""
+class RunFolderOptions(Options):
+    """Where a run is written down."""
 
     title: ClassVar[str] = "Run folder"
 
     run_dir: Path | None = opt(None, widget="folder")
     """Folder of this run: its configuration, events, log and samples. Unset: runs/<time>-<output_name> under the
     current folder."""
+
+
+class RunOptions(RunFolderOptions):
+    """Where a training is written down, and what is said of it."""
+
     training_comment: str = opt("", widget="text")
     """A note kept in the saved model's metadata."""
 

@@ -109,7 +109,7 @@ class Error(Event):
 
 @dataclass(frozen=True)
 class Stopped(Event):
-    """The run was asked to stop and left a resume point."""
+    """The run was asked to stop. state: its resume point, "" for a task that goes on from the files it has made."""
 
     kind = "stopped"
     step: int
@@ -185,7 +185,7 @@ def _log(event: Event) -> None:
         case Error():
             log.error("%s", event.message)
         case Stopped():
-            log.info("stopped after step %d; resume with --resume %s", event.step, event.state)
+            log.info("stopped after step %d%s", event.step, f"; resume with --resume {event.state}" * bool(event.state))
         case Finished():
             log.info("finished after step %d: %s", event.step, event.path)
         case Start():

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -157,6 +158,53 @@ def has_display() -> bool:
     if WINDOWS or sys.platform == "darwin":
         return "SSH_CONNECTION" not in os.environ
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def has_keyboard() -> bool:
+    """Whether somebody sits at a terminal and can be asked for a key."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+@contextlib.contextmanager
+def keys() -> Iterator[Callable[[], str]]:
+    """A function that waits for the next key at the terminal and gives it in lower case: "s", "esc"; "" at the end.
+
+    No Return is needed, and keys pressed ahead count. Arrows and the like are passed over; Ctrl+C interrupts as usual.
+    """
+    if WINDOWS:
+        yield _read_key_windows
+        return
+    import termios
+    import tty
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    try:
+        tty.setcbreak(terminal, termios.TCSADRAIN)  # its default would throw away what is already typed
+        yield lambda: _read_key_posix(terminal)
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def _read_key_windows() -> str:
+    import msvcrt
+
+    while (key := msvcrt.getwch()) in ("\x00", "\xe0"):  # type: ignore[attr-defined]  # the first half of a special key
+        msvcrt.getwch()  # type: ignore[attr-defined]
+    if key == "\x03":  # unlike input(), getwch gives Ctrl+C as a character
+        raise KeyboardInterrupt
+    return "esc" if key == "\x1b" else str(key).lower()
+
+
+def _read_key_posix(terminal: int) -> str:
+    import select
+
+    while (key := os.read(terminal, 1)) == b"\x1b":
+        # what an arrow key sends begins like Esc, and the rest follows at once
+        if not select.select([terminal], [], [], 0.05)[0]:
+            return "esc"
+        os.read(terminal, 16)
+    return key.decode(errors="replace").lower()
 
 
 def free_bytes(path: Path) -> int:

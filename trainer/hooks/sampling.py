@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from trainer.methods.base import Method
 
 
-class SamplingOptions(Options):
+class SamplerOptions(Options):
+    """How pictures are drawn."""
+
+    sample_sampler: str = opt("ddim")
+    """Sampler of the pictures: ddim, pndm, lms, euler, euler_a, heun, dpmsolver, dpmsolver++, dpmsingle, dpm_2, dpm_2_a
+    (k_ before a name does no harm)."""
+
+
+class SamplingOptions(SamplerOptions):
     """When sample pictures are drawn, and of what."""
 
     title: ClassVar[str] = "Sample pictures"
@@ -35,9 +44,6 @@ class SamplingOptions(Options):
     sample_prompts: Path | None = opt(None, widget="path")
     """File of prompts, one a line: text, then --n negative --w width --h height --d seed --s steps --l scale. Read anew
     each time, so edits count at once."""
-    sample_sampler: str = opt("ddim")
-    """Sampler of the pictures: ddim, pndm, lms, euler, euler_a, heun, dpmsolver, dpmsolver++, dpmsingle, dpm_2, dpm_2_a
-    (k_ before a name does no harm)."""
 
     @property
     def wanted(self) -> bool:
@@ -94,7 +100,7 @@ class Sampling(Hook):
             request = self._request(line, index)
             picture = self._family.sample(self._method.denoiser, self._method.text_encoders, request)
             name = f"step{moment.step:08d}_{index:02d}.png"
-            _save(picture, self._folder / name, request, moment)
+            save_png(picture, self._folder / name, request, remark=f"Training step: {moment.step}")
             drawn = Sample(moment.step, index, f"{self._folder.name}/{name}", request.prompt, request.seed or 0)
             self._events.emit(drawn)
         self._events.phase("training")
@@ -106,15 +112,19 @@ class Sampling(Hook):
         return SampleRequest(**{**usual, **line.given()})
 
 
-def _save(picture: Image, path: Path, request: SampleRequest, moment: Moment) -> None:
-    """Write a PNG with its prompt in the "parameters" text that A1111 and ComfyUI show."""
+def save_png(
+    picture: Image, path: Path, request: SampleRequest, *, remark: str = "", texts: Mapping[str, str] | None = None
+) -> None:
+    """Write a PNG with its prompt in the "parameters" text that A1111 and ComfyUI show, and further texts beside it."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     facts = f"Steps: {request.steps}, Sampler: {request.sampler}, CFG scale: {request.scale}, Seed: {request.seed}"
-    size = f"Size: {request.width}x{request.height}, Training step: {moment.step}"
+    size = f"Size: {request.width}x{request.height}" + (f", {remark}" if remark else "")
     info.add_text("parameters", f"{request.prompt}{negative}\n{facts}, {size}")
-    temporary = path.with_suffix(".tmp")
+    for name, text in (texts or {}).items():
+        info.add_itxt(name, text)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     picture.save(temporary, format="PNG", pnginfo=info)
     temporary.replace(path)

@@ -29,11 +29,15 @@ log = logging.getLogger("trainer")
 
 @dataclass(frozen=True)
 class Command:
-    """`python -m trainer NAME ARGS`: main takes the arguments after the name and returns the exit code."""
+    """`python -m trainer NAME ARGS`: main takes the arguments after the name and returns the exit code.
+
+    config: the options it takes, where they are declared as options, for the reference page.
+    """
 
     name: str
     about: str
     main: Callable[[Sequence[str]], int]
+    config: type[RunConfig] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Task:
     """A job with a configuration and a run folder.
 
     run: does it. check: what only torch, the model file or the data can tell is wrong, without loading a model.
-    name_of: the output name, for the run folder's name. output_dir_of: the folder it writes models to.
+    name_of: the output name, for the run folder's name. output_dir_of: the folder it writes to
+    and no other run shall write to meanwhile, None where it writes into its run folder alone.
     """
 
     name: str
@@ -50,11 +55,11 @@ class Task:
     run: Callable[[Any, RunFolder, Events], None]
     check: Callable[[Any], list[Problem]]
     name_of: Callable[[Any], str]
-    output_dir_of: Callable[[Any], Path]
+    output_dir_of: Callable[[Any], Path | None]
 
     def command(self) -> Command:
         """The task as a command."""
-        return Command(self.name, self.about, lambda argv: run_task(self, argv))
+        return Command(self.name, self.about, lambda argv: run_task(self, argv), self.config)
 
 
 def read_arguments(config: type[RunConfig], about: str, argv: Sequence[str]) -> dict[str, Sourced]:
@@ -96,7 +101,8 @@ def run_task(task: Task, argv: Sequence[str]) -> int:
     if is_main and not supervised:
         _log_to_file(folder)
         log.info("run folder %s", folder.path)
-        lock = holding([output_lock(task.output_dir_of(config))], str(folder.path))
+        output_dir = task.output_dir_of(config)
+        lock = holding([output_lock(output_dir)] if output_dir else [], str(folder.path))
         return _with_status(folder, lambda: _run(task, config, folder, events, lock))
     return _run(task, config, folder, events, contextlib.nullcontext())
 

@@ -192,4 +192,6 @@ def _dataset_text(number: int, dataset: PlannedDataset) -> Iterator[str]:
     yield ""
 
 
-COMMAND = Command(ReportConfig.task, "Say what a data set would do in training, and what is wrong with it.", main)
+COMMAND = Command(
+    ReportConfig.task, "Say what a data set would do in training, and what is wrong with it.", main, ReportConfig
+)

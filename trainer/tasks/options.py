@@ -12,9 +12,10 @@ from trainer.tasks.base import Command
 
 def page() -> str:
     """docs/options.md as it should be."""
-    from trainer.tasks import tasks
+    from trainer.tasks import commands
 
-    return render_reference({name: run_config.specs(task.config) for name, task in tasks().items()})
+    found = {name: command.config for name, command in commands().items()}
+    return render_reference({name: run_config.specs(config) for name, config in found.items() if config})
 
 
 def main(argv: Sequence[str]) -> int:

@@ -26,6 +26,7 @@ from trainer.memory import MemoryOptions, device_problems
 from trainer.optim.optimizers import OptimizerOptions
 from trainer.optim.schedules import ScheduleOptions
 from trainer.tasks.base import Task
+from trainer.tasks.debug_dataset import DebugOptions, dir_problems
 from trainer.tasks.training import run
 
 
@@ -49,6 +50,7 @@ class TrainNetworkConfig(RunConfig):
     saving: SavingOptions
     resume: ResumeOptions
     tracking: TrackingOptions
+    debug: DebugOptions
     run: RunOptions
 
     def problems(self) -> Iterator[Problem]:
@@ -88,6 +90,7 @@ def check(config: TrainNetworkConfig) -> list[Problem]:
     collect(lambda: device_problems(config.memory))
     collect(lambda: argument_problems(config.optimizer))
     collect(lambda: _output_problems(config))
+    collect(lambda: dir_problems(config.debug))
     if config.sampling.sample_prompts:
         collect(lambda: prompts.read_prompts(Path(config.sampling.sample_prompts or ""))[1])
     sources = config.sources

@@ -26,6 +26,7 @@ from trainer.loop import LengthOptions, Maths, Parts, train
 from trainer.maths.diffusion import Diffusion
 from trainer.maths.rng import randn_slots
 from trainer.run_folder import Request, RunFolder
+from trainer.tasks import debug_dataset
 from trainer.tasks.base import with_seed, write_record
 from trainer.tasks.environment import environment, fingerprint_of, packages
 
@@ -124,6 +125,8 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
 
     events.phase("scanning")
     training_set = _scan(config, events)
+    if config.debug.debug_dataset:
+        return debug_dataset.show(training_set, config.length, config.debug, folder, events)
 
     events.phase("loading")
     accelerator = _accelerator(config, events)
