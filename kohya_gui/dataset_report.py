@@ -99,6 +99,11 @@ class Looks:
         path = self._work / key / "report.json" if KEY.fullmatch(key or "") else None
         return read_report(path) if path is not None and path.is_file() else None
 
+    def draft(self, key: str) -> Path:
+        """The dataset file that a report was made of, with whole paths."""
+        assert KEY.fullmatch(key), key
+        return self._work / key / "dataset.toml"
+
     @property
     def _work(self) -> Path:
         return self.settings.datasets / ".looks"

@@ -29,6 +29,10 @@ element.addEventListener("click", (event) => {
     element.querySelectorAll(".ds-cell.chosen").forEach((cell) => cell.classList.remove("chosen"));
     button.classList.add("chosen");
   }
+  if (["open", "caption"].includes(button.dataset.act)) {
+    setTimeout(() => document.querySelector("#ds-detail-column")?.scrollIntoView({ block: "nearest" }), 300);
+  }
+  if (button.dataset.act === "caption") setTimeout(() => document.querySelector("#ds-caption textarea")?.focus(), 900);
   trigger("click", { act: button.dataset.act, value: button.dataset.value });
 });
 """

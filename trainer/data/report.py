@@ -163,7 +163,7 @@ def caption_source(sample: Sample) -> str:
 
 
 def _drawn(sample: Sample) -> str:
-    return draw_caption(sample.caption_text, sample.subset.pictures, python_rng(0, "caption", 0, 0))
+    return draw_caption(sample.caption_text, sample.subset.pictures, python_rng(0, "caption", 0, 0), epoch=0, step=0)
 
 
 def _dataset(training_set: TrainingSet, index: int, epoch: Sequence[Sequence[Slot]]) -> PlannedDataset:
