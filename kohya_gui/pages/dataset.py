@@ -66,7 +66,13 @@ class DatasetPage:
         with gr.Row(elem_id="data-bar"):
             self.bar = gr.HTML(views.bar([], 0, is_saved=False, path=""), elem_classes="plan", elem_id="ds-bar")
             self.path = gr.Textbox(
-                label="Save as", show_label=False, container=False, max_lines=1, elem_id="ds-path", scale=0, min_width=230
+                label="Save as",
+                show_label=False,
+                container=False,
+                max_lines=1,
+                elem_id="ds-path",
+                scale=0,
+                min_width=230,
             )
             self.save_button = gr.Button("Save", scale=0, min_width=90, elem_id="ds-save")
             self.replace_button = gr.Button("Replace it", visible=False, scale=0, min_width=110, elem_id="ds-replace")
@@ -168,4 +174,3 @@ class DatasetPage:
         if not isinstance(answer[4], str):
             return [*answer, gr.skip(), gr.skip()]
         return [*answer, self.settings.short(Path(answer[4])), gr.Tabs(selected=train_tab)]
-

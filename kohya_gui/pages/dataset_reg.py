@@ -111,4 +111,3 @@ def _training_only(text: str) -> str:
         if subset.is_reg:
             text = dataset_toml.remove_subset(text, subset.place)
     return text
-
