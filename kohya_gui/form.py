@@ -5,8 +5,6 @@ A blank box means "unset": the default then counts, and stands in the box in gre
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,16 +102,11 @@ class Form:
 
 
 def info_text(spec: OptionSpec) -> str:
-    """Name, help, range, unit and default, as shown under an option's label; Gradio reads it as Markdown."""
+    """Name, help, range, unit and default, as shown under an option's label. Gradio escapes HTML in it and reads the
+    simplest of Markdown; a test sees to it that no help looks like that."""
     facts = [spec.bounds_text, spec.unit, default_text(spec), "one per line" if spec.many else ""]
     text = "; ".join(fact for fact in facts if fact)
-    return f"`{spec.name}` {markdown(f'{spec.help} [{text}]')}"
-
-
-def markdown(text: str) -> str:
-    """Plain text for a place that reads Markdown and HTML: what Markdown would read goes in as a character reference
-    (Gradio shows backslashes before brackets and underscores as they are)."""
-    return re.sub(r"[\\`*_\[\]#|~{}]", lambda m: f"&#{ord(m[0])};", html.escape(text, quote=False))
+    return f"`{spec.name}` {spec.help} [{text}]"
 
 
 def shown(spec: OptionSpec, value: Any) -> Any:

@@ -266,9 +266,11 @@ def living_run(folder: Path, name: str, settings: Settings) -> str:
 
 
 def free_name(folder: Path, name: str, settings: Settings) -> str:
-    """name, or name-2, name-3, ... : the first that no file and no living run has."""
-    for number in range(1, 10_000):
-        tried = name if number == 1 else f"{name}-{number}"
+    """name, or name-2, name-3, ... : the first that no file and no living run has; name-2 is followed by name-3."""
+    counted = re.fullmatch(r"(.+)-([2-9]|[1-9]\d)", name)
+    stem, first = (counted[1], int(counted[2])) if counted else (name, 1)
+    for number in range(first, 10_000):
+        tried = stem if number == 1 else f"{stem}-{number}"
         if taken_by(folder, tried) is None and not living_run(folder, tried, settings):
             return tried
     raise AssertionError(f"ten thousand models named {name}")

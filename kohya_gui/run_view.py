@@ -8,13 +8,14 @@ import threading
 import time
 import tomllib
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kohya_gui import runs
 from kohya_gui.chart import Curve, Point
+from kohya_gui.remaining import Clock, Schedule
 from trainer.errors import Problem
 from trainer.events import (
     Checkpoint,
@@ -39,6 +40,9 @@ HEAD_BYTES = 64 * 1024
 START_SECONDS = 60.0
 REQUESTS: tuple[Request, ...] = ("stop", "save", "sample")
 
+Shown = State | Literal["stopping", "refused"]
+"""A state as people are told it. stopping: it lives, and Stop was pressed; refused: it failed before it began."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -54,11 +58,12 @@ class RunView:
 
     activity: the phase, or what the supervisor does before the trainer speaks; activity_since: when that began.
     end_time: when the last step is expected. last_sign: when the run last said anything.
-    waiting: requests that the trainer has not taken yet.
+    waiting: requests that the trainer has not taken yet. resume_from: where an ended run can go on.
     """
 
     folder: RunFolder
     state: State
+    shown: Shown
     status: Status | None
     activity: Phase
     activity_since: float
@@ -80,6 +85,7 @@ class RunView:
     finished: Finished | None
     stop_asked: float | None
     waiting: frozenset[Request]
+    resume_from: Path | None
 
     @property
     def name(self) -> str:
@@ -88,6 +94,14 @@ class RunView:
     @property
     def is_living(self) -> bool:
         return self.state not in ENDED
+
+    @property
+    def seconds_taken(self) -> float | None:
+        """How long an ended run took: as the trainer counted it, else as its supervisor did."""
+        if self.finished is not None:
+            return self.finished.seconds
+        status = self.status
+        return status.ended - status.begun if status is not None and status.ended and status.begun else None
 
     @property
     def fraction(self) -> float:
@@ -105,6 +119,7 @@ class Row:
 
     name: str
     state: State
+    shown: Shown
     step: int
     total_steps: int
     loss: float | None
@@ -122,7 +137,7 @@ class _Progress:
     step: Step | None = None
     curve: Curve = field(default_factory=Curve)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=501))
-    times: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=501))
+    clock: Clock = field(default_factory=Clock)
     before: dict[int, Sample] = field(default_factory=dict)
     newest: dict[int, Sample] = field(default_factory=dict)
     model: Checkpoint | None = None
@@ -139,6 +154,7 @@ class _Progress:
             case Step() as step:
                 self._take_step(step, line.time)
             case Phase() as phase:
+                self.clock.take_phase(phase.name, line.time)
                 self._enter(phase, line.time)
             case Start() as start:
                 self.start = start
@@ -158,7 +174,7 @@ class _Progress:
         self.step = step
         self.curve.add(step.step, step.loss)
         self.seconds.append(step.seconds)
-        self.times.append((step.step, when))
+        self.clock.take_step(step, when)
         total = self.start.total_steps if self.start else 0
         self._enter(Phase("training", step.step, total), when)
 
@@ -183,15 +199,8 @@ class _Progress:
     def seconds_median(self) -> float | None:
         return statistics.median(self.seconds) if self.seconds else None
 
-    def end_time(self) -> float | None:
-        """Expected by the clock of the last steps, which counts sampling and saving in."""
-        if self.start is None or self.step is None:
-            return None
-        left = self.start.total_steps - self.step.step
-        (first, begun), (last, now) = self.times[0], self.times[-1]
-        if last > first:
-            return now + left * (now - begun) / (last - first)
-        return now + left * self.step.seconds
+    def end_time(self, schedule: Schedule) -> float | None:
+        return self.clock.end_time(self.start, schedule, self.last_sign) if self.start else None
 
     def pairs(self) -> tuple[Pair, ...]:
         return tuple(Pair(self.before[index], self.newest.get(index)) for index in sorted(self.before))
@@ -207,14 +216,19 @@ class _Followed:
     lock: threading.Lock = field(default_factory=threading.Lock)
     offset: int = 0
     progress: _Progress = field(default_factory=_Progress)
+    schedule: Schedule | None = None
 
-    def read_on(self, events_file: Path) -> None:
+    def read_on(self, folder: RunFolder) -> None:
         """Take in what was said since the last call."""
+        events_file = folder.events_file
         if events_file.exists() and events_file.stat().st_size < self.offset:
-            self.offset, self.progress = 0, _Progress()
+            self.offset, self.progress, self.schedule = 0, _Progress(), None
         lines, self.offset = read_events(events_file, self.offset)
         for line in lines:
             self.progress.take(line)
+        # the trainer writes its whole configuration before it says that it starts
+        if self.schedule is None and self.progress.start is not None:
+            self.schedule = Schedule.of(_config(folder))
 
 
 class RunReader:
@@ -242,8 +256,8 @@ class RunReader:
         with followed.lock:
             # the status first: a run that ends between the two reads is then seen as ended only with all its events
             status = folder.status()
-            followed.read_on(folder.events_file)
-            return _view(folder, status, followed.progress)
+            followed.read_on(folder)
+            return _view(folder, status, followed.progress, followed.schedule or Schedule())
 
     def rows(self, limit: int = 60) -> list[Row]:
         """The newest runs, newest first; from their status and the ends of their events alone."""
@@ -269,12 +283,16 @@ class RunReader:
             return known[1]
         status = folder.status()
         state, _ = _state(folder, status)
-        step = _last_step(folder.events_file)
+        newest = _newest_events(folder.events_file)
+        step = next((event for event in newest if isinstance(event, Step)), None)
+        error = next((event for event in newest if isinstance(event, Error)), None)
+        total_steps = _total_steps(folder.events_file)
         row = Row(
             name=name,
             state=state,
+            shown=_shown(state, folder, status, error, has_begun=total_steps > 0),
             step=step.step if step else 0,
-            total_steps=_total_steps(folder.events_file),
+            total_steps=total_steps,
             loss=step.loss_average if step else None,
             # a run from the command line has no job file
             when=status.begun if status is not None and status.begun else _modified(folder.job_file),
@@ -292,7 +310,7 @@ class RunReader:
             return followed
 
 
-def _view(folder: RunFolder, status: Status | None, progress: _Progress) -> RunView:
+def _view(folder: RunFolder, status: Status | None, progress: _Progress, schedule: Schedule) -> RunView:
     state, silent = _state(folder, status)
     begun = status.begun if status else _modified(folder.job_file)
     activity, since = _activity(state, status, progress, begun)
@@ -300,6 +318,7 @@ def _view(folder: RunFolder, status: Status | None, progress: _Progress) -> RunV
     return RunView(
         folder=folder,
         state=state,
+        shown=_shown(state, folder, status, error, has_begun=progress.start is not None),
         status=status,
         activity=activity,
         activity_since=since,
@@ -309,7 +328,7 @@ def _view(folder: RunFolder, status: Status | None, progress: _Progress) -> RunV
         smooth_loss=progress.curve.smooth,
         curve=progress.curve.points(),
         seconds_median=progress.seconds_median(),
-        end_time=progress.end_time(),
+        end_time=progress.end_time(schedule),
         samples=progress.pairs(),
         model=progress.model,
         resume_point=progress.resume_point,
@@ -321,7 +340,38 @@ def _view(folder: RunFolder, status: Status | None, progress: _Progress) -> RunV
         finished=progress.finished,
         stop_asked=runs.stop_asked(folder),
         waiting=frozenset(request for request in REQUESTS if folder.asked(request)),
+        resume_from=_resume_from(folder, state, progress.resume_point),
     )
+
+
+def _shown(state: State, folder: RunFolder, status: Status | None, error: Error | None, *, has_begun: bool) -> Shown:
+    if state not in ENDED:
+        return "stopping" if runs.stop_asked(folder) is not None else state
+    # a TrainerError names problems; what crashed names none, and a job that could not be started has no exit code
+    refused = error.problems if error else status is not None and status.exit_code is None
+    return "refused" if state == "failed" and not has_begun and refused else state
+
+
+def _resume_from(folder: RunFolder, state: State, saved: Checkpoint | None) -> Path | None:
+    """The newest resume point that an ended run left, else the one it began from; only of runs that the page started,
+    since only their paths are whole."""
+    if state not in ENDED or state == "finished" or not folder.job_file.exists():
+        return None
+    path = saved.path if saved else str(_config(folder).get("resume", ""))
+    return Path(path) if path and Path(path).is_dir() else None
+
+
+def _config(folder: RunFolder) -> dict[str, Any]:
+    """The flat values of a run's config.toml; nothing where it cannot be read."""
+    try:
+        data = tomllib.loads(folder.config_file.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return {}
+    return {key: value for name, group in data.items() for key, value in _flat(name, group)}
+
+
+def _flat(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    return value.items() if isinstance(value, dict) else [(name, value)]
 
 
 def _state(folder: RunFolder, status: Status | None) -> tuple[State, str]:
@@ -354,17 +404,16 @@ def _total_steps(path: Path) -> int:
     return 0
 
 
-def _last_step(path: Path) -> Step | None:
-    """The newest step, from the end of the events alone."""
+def _newest_events(path: Path) -> list[Event]:
+    """The newest events, newest first, from the end of the file alone."""
     if not path.exists():
-        return None
+        return []
     offset = max(0, path.stat().st_size - TAIL_BYTES)
     if offset:
         with path.open("rb") as file:
             file.seek(offset)
             offset += len(file.readline())
-    events = [line.event for line in read_events(path, offset)[0]]
-    return next((event for event in reversed(events) if isinstance(event, Step)), None)
+    return [line.event for line in reversed(read_events(path, offset)[0])]
 
 
 def read_trigger(folder: RunFolder) -> str:

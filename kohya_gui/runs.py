@@ -18,6 +18,7 @@ from trainer.run_folder import ENDED, Job, Request, RunFolder, State, output_loc
 
 START_SECONDS = 30.0
 STOP_GRACE_SECONDS = 60.0
+REMOVED = ".removed"
 _STOP_NOTE = ".stop-asked"
 _LIVING: tuple[State, ...] = ("queued", "starting", "running")
 
@@ -120,6 +121,23 @@ def kill(folder: RunFolder, *, grace_seconds: float = 5.0) -> None:
         cause = "was ended by hand; what it had not saved is lost"
         lines = tuple(folder.last_lines())
         folder.write_status(replace(status, state="killed", cause=cause, last_lines=lines, ended=time.time()))
+
+
+def remove(folder: RunFolder) -> Path:
+    """Take an ended run off the list: its folder moves to `.removed` beside the other runs, and nothing is deleted."""
+    if _is_living(folder):
+        raise RunError("the run is still under way", remedy="Stop it first")
+    if inside := next((f.path for f in folder.files() if Path(f.path).is_relative_to(folder.path)), ""):
+        raise RunError(f"{inside} lies in the run's own folder", remedy="Move it to another place first")
+    place = folder.path.parent / REMOVED
+    place.mkdir(exist_ok=True)
+    names = (folder.path.name, *(f"{folder.path.name}-{number}" for number in range(2, 1000)))
+    target = next(place / name for name in names if not (place / name).exists())
+    try:
+        folder.path.rename(target)
+    except OSError as error:
+        raise RunError(f"the folder {folder.path} cannot be moved: {error.strerror}") from error
+    return target
 
 
 def save_now(folder: RunFolder) -> None:

@@ -1,7 +1,8 @@
-// The little the page does in the browser: error lines beside their fields, and the search over all options.
+// The little the page does in the browser: error lines beside their fields, whole help texts, the search over all
+// options, and keeping what was typed.
 (function () {
   "use strict";
-  const state = { problems: [], observer: null };
+  const state = { problems: [], observer: null, touched: false };
 
   function fieldOf(option) {
     return document.getElementById("opt-" + option);
@@ -123,11 +124,89 @@
     if (event.target.closest && event.target.closest("#search-options")) search(event.target.value);
   });
 
+  // a help text that does not fit its two lines, below its field while one points at it or is in the field
+  function showHelp(info) {
+    hideHelp();
+    const field = info && info.closest(".field");
+    if (!field || info.scrollHeight <= info.clientHeight + 1) return;
+    const help = document.createElement("div");
+    help.id = "help";
+    help.append(...info.cloneNode(true).childNodes);
+    const box = field.getBoundingClientRect();
+    const width = Math.min(Math.max(box.width, 300), innerWidth - 16);
+    help.style.width = width + "px";
+    help.style.left = Math.max(8, Math.min(box.left, innerWidth - width - 8)) + "px";
+    document.querySelector(".gradio-container").append(help);
+    const below = box.bottom + 4;
+    const bar = document.getElementById("plan-bar").getBoundingClientRect();
+    const end = bar.height ? bar.top : innerHeight;
+    help.style.top = (below + help.offsetHeight < end ? below : Math.max(4, box.top - help.offsetHeight - 4)) + "px";
+  }
+
+  function hideHelp() {
+    const help = document.getElementById("help");
+    if (help) help.remove();
+  }
+
+  function infoOf(target) {
+    return target.closest && target.closest(".field") ? target.closest(".field").querySelector(".info-text") : null;
+  }
+
+  document.addEventListener("mouseover", function (event) {
+    const info = event.target.closest && event.target.closest(".field .info-text");
+    if (info) showHelp(info);
+  });
+  document.addEventListener("mouseout", function (event) {
+    if (event.target.closest && event.target.closest(".field .info-text")) hideHelp();
+  });
+  document.addEventListener("focusin", function (event) { showHelp(infoOf(event.target)); });
+  document.addEventListener("focusout", hideHelp);
+  document.addEventListener("scroll", hideHelp, true);
+
   document.addEventListener("click", function (event) {
     const link = event.target.closest && event.target.closest("a[href^='#opt-']");
     if (!link) return;
     event.preventDefault();
     reveal(link.getAttribute("href").slice(5));
+  });
+
+  // what is typed on the Train tab stays in this browser, from the first change by hand on; the two cards begin anew
+  const TYPED = "studio-typed";
+  const TYPED_IN = "#basic, #side, #all-options, #browser";
+
+  function store(card, values) {
+    try {
+      localStorage.setItem(TYPED, JSON.stringify({ version: 1, card: card, values: values }));
+    } catch {
+      // a browser that keeps nothing: a reload then shows the example, as on the first day
+    }
+  }
+
+  function kept() {
+    try {
+      return localStorage.getItem(TYPED) || "";
+    } catch {
+      return "";
+    }
+  }
+
+  function keep(names, values) {
+    if (!state.touched) return;
+    const typed = {};
+    // a table hands over its rows with their headings
+    names.forEach(function (name, index) { typed[name] = values[index]?.data ?? values[index]; });
+    store(document.querySelector("#card-own.chosen") ? "own" : "", typed);
+  }
+
+  function startFresh(card) {
+    state.touched = false;
+    store(card, null);
+  }
+
+  ["input", "click", "drop"].forEach(function (name) {
+    document.addEventListener(name, function (event) {
+      if (event.target.closest && event.target.closest(TYPED_IN)) state.touched = true;
+    }, true);
   });
 
   // the folder dialog: focus goes in, Escape closes it, focus goes back
@@ -151,5 +230,7 @@
     if (cameFrom) cameFrom.focus();
   });
 
-  window.studio = { enterDialog: enterDialog, showProblems: showProblems, reveal: reveal };
+  window.studio = {
+    enterDialog: enterDialog, showProblems: showProblems, reveal: reveal, kept: kept, keep: keep, startFresh: startFresh
+  };
 })();

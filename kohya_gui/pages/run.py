@@ -7,19 +7,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from kohya_gui import runs
+from kohya_gui import launch, runs
 from kohya_gui.pages import run_parts as parts
 from kohya_gui.run_view import RunReader, RunView
 from kohya_gui.settings import Settings
+from trainer.errors import TrainerError
 from trainer.run_folder import RunFolder
 
 TAB = "runs"
@@ -57,6 +59,14 @@ _CLOSE = """
 const close = () => { props.value = ""; };
 element.addEventListener("click", close);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape" && props.value) close(); });
+"""
+GO_ON = "Go on"
+_CONFIRM_REMOVAL = f"""
+(name) => confirm(
+  `Take "${{name}}" off the list?\\n\\n` +
+  "Its folder with the log and the sample pictures moves to runs/{runs.REMOVED}. " +
+  "Models, states to go on from and your own pictures stay where they are."
+) ? name : ""
 """
 _NAME_IN_ADDRESS = """
 (name) => setTimeout(() => {
@@ -150,6 +160,32 @@ class RunPage:
         if folder is not None:
             action(folder)
 
+    def go_on(self, settings: Settings, run_name: str) -> Iterator[dict[Any, Any]]:
+        """Start a run that goes on with the shown one, and show it."""
+        button = self.components["go_on"]
+        view = self.reader.view(run_name)
+        if view is None or view.resume_from is None:
+            yield {}
+            return
+        yield {button: gr.update(value="Checking…", interactive=False)}
+        try:
+            folder = launch.go_on(view.folder, view.resume_from, settings)
+        except TrainerError as error:
+            yield {button: gr.update(value=GO_ON, interactive=True)}
+            raise _refusal(error, said="It did not go on.") from error
+        yield dict(zip(self.outputs, self.show(folder.path.name), strict=True))
+
+    def remove(self, run_name: str) -> list[Any]:
+        """Take the shown run off the list, when that was confirmed, and show the newest of the others."""
+        view = self.reader.view(run_name)
+        if view is None or view.is_living:
+            return [gr.skip() for _ in self.outputs]
+        try:
+            runs.remove(view.folder)
+        except TrainerError as error:
+            raise _refusal(error, said="It stays in the list.") from error
+        return self.show(self.reader.newest())
+
     def full_log(self, run_name: str) -> str:
         view = self.reader.view(run_name)
         return parts.full_log(view) if view else ""
@@ -175,7 +211,7 @@ class RunPage:
 def build(settings: Settings) -> RunPage:
     """Lay the run tab; call inside `gr.Tab("Runs", id=TAB)`."""
     page = _lay(RunReader(settings.runs))
-    _wire(page)
+    _wire(page, settings)
     return page
 
 
@@ -198,6 +234,8 @@ def _lay(reader: RunReader) -> RunPage:
                     button["kill"] = gr.Button(
                         "End it now", size="sm", variant="stop", min_width=90, elem_id="run-kill"
                     )
+                    button["go_on"] = gr.Button(GO_ON, size="sm", variant="primary", min_width=80, elem_id="run-go-on")
+                    button["remove"] = gr.Button("Remove from the list", size="sm", min_width=140, elem_id="run-remove")
             html["tiles"] = _html("run-tiles")
             with gr.Row(elem_id="run-middle", equal_height=True):
                 html["chart"] = _html("run-chart")
@@ -219,7 +257,7 @@ def _html(elem_id: str, script: str | None = None) -> gr.HTML:
     return gr.HTML(elem_id=elem_id, js_on_load=script, apply_default_css=False)
 
 
-def _wire(page: RunPage) -> None:
+def _wire(page: RunPage, settings: Settings) -> None:
     """Connect the buttons, the list and the clock; nothing here streams, so no tab ever waits for another."""
     here, changed, html = [page.selected, page.seen], page.outputs, page.components
     timer = gr.Timer(1)
@@ -227,6 +265,8 @@ def _wire(page: RunPage) -> None:
     actions = {"stop": runs.stop, "kill": runs.kill, "save": runs.save_now, "sample": runs.sample_now}
     for name, action in actions.items():
         html[name].click(partial(page.act, action), page.selected, None, **QUIET)
+    html["go_on"].click(partial(page.go_on, settings), page.selected, changed, **{**QUIET, "concurrency_limit": 1})
+    html["remove"].click(page.remove, page.selected, changed, js=_CONFIRM_REMOVAL, **QUIET)
     html["runs"].click(page.pick, None, changed, **QUIET)
     # the address names the run, so that a reload or a bookmark finds it
     page.selected.change(None, page.selected, None, js=_NAME_IN_ADDRESS)
@@ -264,9 +304,17 @@ def _buttons(view: RunView | None) -> dict[str, Any]:
         "save": {"visible": living, "interactive": training and not save, "value": _asked("Save now", save)},
         "stop": {"visible": living and not stopping},
         "kill": {"visible": living and stopping},
+        "go_on": {"visible": view is not None and view.resume_from is not None, "interactive": True, "value": GO_ON},
+        "remove": {"visible": view is not None and not living},
         "fold": {"visible": view is not None},
         "download": {"visible": view is not None and view.model is not None},
     }
+
+
+def _refusal(error: TrainerError, *, said: str) -> gr.Error:
+    """Every problem in a box over the page, which reads HTML."""
+    text = "<br>".join([f"<b>{escape(said)}</b>", *(escape(str(problem)) for problem in error.problems)])
+    return gr.Error(text, duration=None, print_exception=False)
 
 
 def _asked(text: str, is_waiting: bool) -> str:

@@ -13,9 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from kohya_gui.chart import loss_chart
-from kohya_gui.run_view import Pair, Row, RunView, read_trigger
+from kohya_gui.run_view import Pair, Row, RunView, Shown, read_trigger
 from trainer.events import Sample
-from trainer.run_folder import State
 
 THUMB_PIXELS = 256
 LARGE_PIXELS = 1024
@@ -23,15 +22,18 @@ MAX_PICTURE_PIXELS = 64_000_000
 SHORT_LOG_LINES = 6
 ENDED_LOG_LINES = 3
 FAILED_LOG_LINES = 20
-QUIET_SECONDS = 5.0
+QUIET_SECONDS = 60.0
+QUIET_STEPS = 20
 FULL_LOG_BYTES = 200_000
 
-WORDS: dict[State, str] = {
+WORDS: dict[Shown, str] = {
     "queued": "Queued",
     "starting": "Starting",
     "running": "Running",
+    "stopping": "Stopping",
     "finished": "Finished",
     "stopped": "Stopped",
+    "refused": "Not started",
     "failed": "Failed",
     "killed": "Ended by hand",
     "died": "Died",
@@ -84,10 +86,8 @@ def _at(moment: float, now: float) -> str:
 
 def head(view: RunView, now: float) -> str:
     """Name, state, what it is busy with, for how long, and how far it is."""
-    stopping = view.is_living and view.stop_asked is not None
-    word = "Stopping" if stopping else WORDS[view.state]
     title = view.start.output_name if view.start else short_name(view.name)
-    pill = f'<span class="rv-pill rv-{view.state}">{word}</span>'
+    pill = f'<span class="rv-pill rv-{view.shown}">{WORDS[view.shown]}</span>'
     line = f'{pill}<h2 title="{escape(str(view.folder.path))}">{escape(title)}</h2>{_activity(view, now)}'
     percent = 100 * view.fraction
     bar = (
@@ -99,14 +99,16 @@ def head(view: RunView, now: float) -> str:
 def _activity(view: RunView, now: float) -> str:
     if not view.is_living:
         ended = view.status.ended if view.status else None
-        text = f"after {clock(ended - view.status.begun)}" if view.status and ended and view.status.begun else ""
+        text = f"after {clock(view.seconds_taken)}" if view.seconds_taken is not None else ""
         when = f", {_at(ended, now)}" if ended else ""
         return f'<span class="rv-phase">{text}{when}</span>'
     phase = view.activity
     count = f" <b>{phase.done}/{phase.total}</b>" if phase.total else ""
     since = f'<span class="rv-clock">{clock(now - view.activity_since)}</span>'
     silence = now - view.last_sign
-    quiet = f'<span class="rv-quiet">last sign {clock(silence)} ago</span>' if silence > QUIET_SECONDS else ""
+    # a sample picture takes many times a step, and says nothing on the way
+    patience = max(QUIET_SECONDS, QUIET_STEPS * (view.seconds_median or 0))
+    quiet = f'<span class="rv-quiet">last sign {clock(silence)} ago</span>' if silence > patience else ""
     return f'<span class="rv-phase">{escape(phase.name)}{count}</span>{since}{quiet}'
 
 
@@ -252,7 +254,7 @@ def _finished(view: RunView) -> str:
     path = view.finished.path if view.finished else view.model.path if view.model else ""
     facts = [("File", path), ("In a prompt", f"<lora:{Path(path).stem}:1>" if path else "")]
     facts.append(("Trigger word", read_trigger(view.folder)))
-    took = f" in {clock(view.finished.seconds)}" if view.finished else ""
+    took = f" in {clock(view.seconds_taken)}" if view.seconds_taken is not None else ""
     rows = "".join(_fact(label, value) for label, value in facts if value)
     return f'<div class="rv-box rv-finished"><b>Finished{took}.</b><dl>{rows}</dl></div>'
 
@@ -260,7 +262,8 @@ def _finished(view: RunView) -> str:
 def _stopped(view: RunView) -> str:
     if view.stopped is None:
         return f'<div class="rv-box rv-stopped"><b>Stopped.</b> {escape(view.cause)}</div>'
-    head = f"<b>Stopped after step {view.stopped.step}.</b> It can go on later from its saved state."
+    how = " Press <b>Go on</b>: a new run takes it up there." if view.resume_from else ""
+    head = f"<b>Stopped after step {view.stopped.step}.</b> It can go on later from its saved state.{how}"
     return f'<div class="rv-box rv-stopped">{head}<dl>{_fact("State", view.stopped.state)}</dl></div>{_saved(view)}'
 
 
@@ -269,7 +272,8 @@ def _failed(view: RunView) -> str:
     # a message that lists several problems has a line for each; the list below says the same with more detail
     sentence = cause if len(view.problems) < 2 else f"{len(view.problems)} things stand in the way"
     listed = "".join(f"<li>{escape(p)}</li>" for p in view.problems) if len(view.problems) > 1 else ""
-    title = {"failed": "This run failed", "killed": "This run was ended"}.get(view.state, "This run died")
+    titles = {"refused": "Not started", "failed": "This run failed", "killed": "This run was ended"}
+    title = titles.get(view.shown, "This run died")
     text = f"<b>{title}.</b> {escape(_sentence(sentence))}"
     resume = view.resume_point
     later = f"<dl>{_fact('Last saved state', resume.path)}</dl>" if resume else ""
@@ -356,7 +360,7 @@ def _row(row: Row, is_selected: bool) -> str:
     when = time.strftime("%d %b %H:%M", time.localtime(row.when))
     steps = f"step {row.step:,} of {row.total_steps:,}" if row.total_steps else "no step yet"
     loss = f", loss {row.loss:.3g}" if row.loss is not None else ""
-    state = f'<i class="rv-dot rv-{row.state}"></i>{WORDS[row.state]}'
+    state = f'<i class="rv-dot rv-{row.shown}"></i>{WORDS[row.shown]}'
     current = ' aria-current="true"' if is_selected else ""
     body = f"<b>{title}</b><time>{when}</time><span>{state}</span><small>{steps}{loss}</small>"
     return f'<button type="button" data-run="{escape(row.name)}" title="{escape(row.name)}"{current}>{body}</button>'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kohya_gui.pages.run import TAB as RUNS_TAB
 from kohya_gui.pages.run import RunPage
 from kohya_gui.pages.train_fields import BASIC, BLANK_ROW, TrainFields
 from kohya_gui.pages.train_notes import BY_HAND, TrainNotes
+from kohya_gui.pages.typed import OWN, TypedValues
 from kohya_gui.request import MODEL
 from kohya_gui.settings import Settings
 from trainer.errors import Problem, TrainerError
@@ -57,6 +58,7 @@ class TrainPage:
         self.problems = gr.Textbox(visible="hidden", elem_id="problems", show_label=False, container=False)
         self.browser = FolderBrowser(self.settings)
         self.notes = TrainNotes(self.settings, self.fields, self.memory, self.plan)
+        self.typed = TypedValues(self.fields)
 
     # events
 
@@ -82,7 +84,8 @@ class TrainPage:
             show_progress="hidden",
             api_visibility="private",
         )
-        demo.load(self._show_example, None, self._loaded(), **QUIET)
+        demo.load(self._open, self.typed.box, self._loaded(), js="() => window.studio.kept()", **QUIET)
+        self.typed.attach()
 
     def _attach_browser(self) -> None:
         for name, (button, box, wanted) in self.fields.browse.items():
@@ -98,8 +101,9 @@ class TrainPage:
         )
 
     def _attach_cards(self) -> None:
-        self.example_card.click(self._show_example, None, self._loaded(), **QUIET)
-        self.own_card.click(self._show_own, None, self._loaded(), **QUIET).then(
+        fresh = "() => { window.studio.startFresh('%s'); return []; }"
+        self.example_card.click(self._show_example, None, self._loaded(), js=fresh % "", **QUIET)
+        self.own_card.click(self._show_own, None, self._loaded(), js=fresh % OWN, **QUIET).then(
             None, None, None, js=f"() => window.studio.reveal('{MODEL}')"
         )
 
@@ -124,6 +128,17 @@ class TrainPage:
             self.fields.other_name,
         ]
         return [*self.form.components.values(), *mine, *notes, *looks, self.fields.memory_box, self.fields.memory_note]
+
+    def _open(self, kept: str) -> dict[Component, Any]:
+        """On opening the page: what the browser kept of the last time, else the example."""
+        typed = self.typed.read(kept)
+        fresh = self._show_own() if typed.card == OWN else self._show_example()
+        if not typed.values:
+            return fresh
+        again = {self.typed.components[name]: value for name, value in typed.values.items()}
+        stands = {component: again.get(component, _value(fresh[component])) for component in self.fields.asked}
+        values = {name: sourced.value for name, sourced in self.fields.form.read(stands).items()}
+        return {**fresh, **again, **self._looks(values, stands)}
 
     def _show_example(self) -> dict[Component, Any]:
         example = self.settings.example
@@ -169,23 +184,28 @@ class TrainPage:
             **values,
             "output_name": request.free_name(folder, values["output_name"], self.settings),
         }
-        trigger = {self.fields.pictures: rest[self.fields.pictures], self.fields.trigger: rest[self.fields.trigger]}
-        path_note, other = self.notes.see_name_of(values["output_name"], "")
         return {
             **self.form.show(values),
             **rest,
             **self.presets.begun(loaded, preset),
             self.problems: "",
             self.fields.upload_note: "",
-            self.fields.badge: self.notes.see_model(values.get(MODEL, "")),
-            self.fields.counts: self.notes.see_pictures(rest[self.fields.pictures])[0],
-            self.fields.class_counts: self.notes.see_classes(rest[self.fields.class_pictures]),
-            self.fields.trigger_note: self.notes.see_trigger(trigger),
+            **self._looks(values, rest),
+        }
+
+    def _looks(self, values: Mapping[str, Any], boxes: Mapping[Any, Any]) -> dict[Component, Any]:
+        """What the page says of the options and of the boxes that are none."""
+        path_note, other = self.notes.see_name_of(str(values.get("output_name", "")), str(values.get("output_dir", "")))
+        memory, memory_note = self.notes.see_memory_of(values)
+        return {
+            self.fields.badge: self.notes.see_model(str(values.get(MODEL, ""))),
+            self.fields.counts: self.notes.see_pictures(boxes[self.fields.pictures])[0],
+            self.fields.class_counts: self.notes.see_classes(boxes[self.fields.class_pictures]),
+            self.fields.trigger_note: self.notes.see_trigger(boxes),
             self.fields.path_note: path_note,
             self.fields.other_name: other,
-            **dict(
-                zip([self.fields.memory_box, self.fields.memory_note], self.notes.see_memory_of(values), strict=True)
-            ),
+            self.fields.memory_box: memory,
+            self.fields.memory_note: memory_note,
         }
 
     def take_upload(self, files: Sequence[str] | None) -> list[Any]:
@@ -246,6 +266,11 @@ EXAMPLE_CARD = (
 OWN_CARD = (
     "Train on my pictures\nChoose a Stable Diffusion 1.5 model and a folder of pictures; the rest is set sensibly."
 )
+
+
+def _value(update: Any) -> Any:
+    """The value that an update puts into a component."""
+    return update["value"] if isinstance(update, dict) else update
 
 
 def _example_prompts(path: Path) -> list[prompts.PromptLine]:

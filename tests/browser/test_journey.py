@@ -17,7 +17,9 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Server, Watched
 from tests.browser.test_run_view import RUNNING, SECONDS, reload, step_of, wait_for_step
+from trainer.events import Step, read_events
 from trainer.run_folder import RunFolder, list_runs
+from trainer.store import read_config
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +115,23 @@ def test_from_start_to_stop(server: Server, page: Page, own_pictures: Callable[[
     own_pictures(page)
     fill(page, "max_train_epochs", 2000)
     journey(page, server, watched)
+    go_on(page, server)
+
+
+def go_on(page: Page, server: Server) -> None:
+    """Go on with the stopped run: a new one, from the step after the last one."""
+    (stopped,) = list_runs(server.home / "runs")
+    before = step_of(page)
+    page.click("#run-go-on")
+    expect(page.locator("#run-go-on")).to_contain_text("Checking")
+    expect(page.locator(RUNNING)).to_be_visible(timeout=90 * SECONDS)
+    expect(page.locator("#run-list [data-run]")).to_have_count(2)
+    wait_for_step(page, before, seconds=120)
+    newest, _ = list_runs(server.home / "runs")
+    steps = [line.event.step for line in read_events(newest.events_file)[0] if isinstance(line.event, Step)]
+    assert newest.path != stopped.path and steps[0] == before + 1
+    assert read_config(newest.config_file)["output_name"].value == "house"
+    stop(page)
 
 
 def test_the_example_from_start_to_stop(server: Server, page: Page, watched: Watched) -> None:

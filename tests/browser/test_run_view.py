@@ -202,6 +202,28 @@ def test_a_run_that_does_not_heed_stop_is_ended_by_hand(server: Server, page: Pa
     assert status is not None and status.state == "killed"
 
 
+def test_an_ended_run_is_taken_off_the_list_after_asking(server: Server, page: Page, start: Any) -> None:
+    kept = start(steps=3, seconds=0.02)
+    folder = start(steps=5, seconds=0.02)
+    page.goto(f"{server.url}?run={folder.path.name}")
+    expect(page.locator("#run-head .rv-pill.rv-finished")).to_be_visible(timeout=30 * SECONDS)
+    asked: list[str] = []
+
+    def answer(*, yes: bool) -> None:
+        page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept() if yes else dialog.dismiss()))
+        page.click("#run-remove")
+
+    answer(yes=False)
+    page.wait_for_timeout(1500)
+    expect(page.locator("#run-list [data-run]")).to_have_count(2)
+    answer(yes=True)
+    expect(page.locator("#run-list [data-run]")).to_have_count(1, timeout=20 * SECONDS)
+    expect(page.locator("#run-list [aria-current]")).to_have_attribute("data-run", kept.path.name)
+    assert folder.path.name in asked[0] and "moves to runs/.removed" in asked[0] and asked[1] == asked[0]
+    assert (server.home / "runs" / ".removed" / folder.path.name / "events.jsonl").exists()
+    assert (server.home / "outputs" / "house.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("end", "cause", "last"),
     [("crash", "Out of memory", "step 5"), ("exit", "exit code 1", "RuntimeError"), ("die", "SIGKILL", "step")],

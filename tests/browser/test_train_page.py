@@ -12,6 +12,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import PROJECT, Server, Watched, watch
+from tests.browser.test_run_view import reload
 
 MODEL = "pretrained_model_name_or_path"
 QUICK = 40_000
@@ -173,6 +174,69 @@ def test_dropped_pictures_go_into_a_folder_of_ours(page: Page, studio: Server, t
     uploads = list((studio.home / "uploads").iterdir())
     assert len(uploads) == 1 and len(list(uploads[0].iterdir())) == 6
     assert box(page, "image_dir").input_value() == str(uploads[0])
+
+
+def test_what_is_typed_survives_a_reload_and_a_restarted_server(page: Page, server: Server, watched: Watched) -> None:
+    opened(page, server)
+    box(page, "network_dim").fill("7")
+    box(page, "learning_rate").fill("fast")
+    box(page, "class_tokens").fill("sks ball")
+    cell = page.locator("#prompts [data-row='0'][data-col='0']").first
+    cell.dblclick()
+    cell.locator("textarea, input").first.fill("a red ball")
+    page.keyboard.press("Enter")
+    expect(cell).to_contain_text("a red ball")
+    expect(page.locator("#err-learning_rate")).to_contain_text("number", timeout=QUICK)
+    # a table says a moment later that it changed
+    page.wait_for_function("window.studio.kept().includes('a red ball')", timeout=QUICK)
+
+    def stands_again() -> None:
+        expect(box(page, "network_dim")).to_have_value("7", timeout=SLOW)
+        expect(box(page, "learning_rate")).to_have_value("fast")
+        expect(box(page, "class_tokens")).to_have_value("sks ball")
+        expect(cell).to_contain_text("a red ball")
+        expect(page.locator("#err-learning_rate")).to_contain_text("number", timeout=QUICK)
+
+    reload(page, watched)
+    stands_again()
+    server.kill()
+    server.start()
+    opened(page, server)
+    stands_again()
+    watched.errors.clear()  # while the server was down the browser could only complain
+    # the cards begin anew, and what they show is what a reload shows
+    page.click("#card-own")
+    expect(box(page, "output_name")).to_have_value("my-lora", timeout=QUICK)
+    reload(page, watched)
+    expect(box(page, "output_name")).to_have_value("my-lora", timeout=SLOW)
+    expect(box(page, "class_tokens")).to_have_value("")
+    page.click("#card-example")
+    expect(box(page, "class_tokens")).to_have_value("sks house", timeout=QUICK)
+    expect(box(page, "network_dim")).to_have_value("16")
+    reload(page, watched)
+    expect(box(page, "class_tokens")).to_have_value("sks house", timeout=SLOW)
+
+
+def test_help_moves_nothing_and_buttons_are_whole(page: Page, studio: Server) -> None:
+    opened(page, studio)
+    # Gradio lays a field's button at its corner, where its frame was cut off
+    for name in (MODEL, "image_dir", "reg_image_dir"):
+        field, button = page.locator(f"#opt-{name}"), page.locator(f"#opt-{name} .icon-button-wrapper")
+        outer, inner = field.bounding_box(), button.bounding_box()
+        assert outer and inner and inner["x"] + inner["width"] <= outer["x"] + outer["width"]
+        assert inner["y"] >= outer["y"]
+    info = page.locator("#opt-learning_rate .info-text")
+    page.locator("#opt-learning_rate").evaluate("e => e.scrollIntoView({block: 'center'})")
+    page.wait_for_timeout(300)
+    before = page.locator("#opt-learning_rate").bounding_box()
+    info.hover()
+    expect(page.locator("#help")).to_contain_text("A LoRA usually wants about 1e-4. [at least 0; default")
+    assert page.locator("#opt-learning_rate").bounding_box() == before
+    page.mouse.move(5, 5)
+    expect(page.locator("#help")).to_have_count(0)
+    box(page, "learning_rate").focus()
+    expect(page.locator("#help")).to_be_visible()
+    assert page.locator("#opt-learning_rate").bounding_box() == before
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from kohya_gui.settings import Settings
 from trainer import events as ev
 from trainer import host
 from trainer.events import Events
-from trainer.run_folder import ENDED, RunFolder, State, Status
+from trainer.run_folder import ENDED, Job, RunFolder, State, Status
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'"
 
@@ -111,7 +111,7 @@ def test_stop_turns_into_end_it_now(page: run.RunPage, show: Any) -> None:
     page.act(run.runs.stop, folder.path.name)
     assert folder.asked("stop")
     parts = show(folder)
-    assert "Stopping" in parts["head"] and "go on later" in parts["notes"]
+    assert "Stopping" in parts["head"] and "go on later" in parts["notes"] and "Stopping" in parts["runs"]
     assert parts["kill"]["visible"] and not parts["stop"]["visible"]
 
 
@@ -122,12 +122,55 @@ def test_a_finished_run_says_how_to_use_it(page: run.RunPage, show: Any) -> None
     notes = Tags(show(folder)["notes"]).words
     for said in ("Finished in 3:05", "/out/my house.safetensors", "<lora:my house:1>", "sks house"):
         assert said in notes
+    # the time since the supervisor began is another one, and confuses beside it
+    assert "after 3:05" in Tags(show(folder)["head"]).words
 
 
 def test_a_stopped_run_names_where_it_goes_on(page: run.RunPage, show: Any) -> None:
     folder = make_run(page.reader.root, START, STEP, ev.Stopped(40, "/out/house-state"), state="stopped")
     notes = Tags(show(folder)["notes"]).words
     assert "Stopped after step 40" in notes and "/out/house-state" in notes
+    # a run from the command line, whose paths may not be whole, is gone on with there
+    assert "Go on" not in notes and not show(folder)["go_on"]["visible"]
+
+
+def test_a_run_that_can_go_on_has_the_button(page: run.RunPage, show: Any, tmp_path: Path) -> None:
+    state = tmp_path / "house-step00000040-state"
+    state.mkdir()
+    events = [ev.Checkpoint(40, "state", str(state), 1000), ev.Stopped(40, str(state))]
+    folder = make_run(page.reader.root, START, STEP, *events, state="stopped")
+    folder.write_job(Job(("x",), "."))
+    assert "Press Go on" in Tags(show(folder)["notes"]).words
+    assert show(folder)["go_on"]["visible"] and show(folder)["remove"]["visible"]
+    living = make_run(page.reader.root, START, STEP, name="other")
+    assert not show(living)["go_on"]["visible"] and not show(living)["remove"]["visible"]
+
+
+def test_a_problem_on_going_on_is_said_and_the_button_comes_back(page: run.RunPage, tmp_path: Path) -> None:
+    state = tmp_path / "house-state"
+    state.mkdir()
+    folder = make_run(page.reader.root, ev.Checkpoint(40, "state", str(state), 1), state="stopped")
+    folder.write_job(Job(("x",), "."))
+    folder.config_file.write_text(f'output_name = "<b>"\nseed = "{EVIL[:8]}"\n')
+    answers = page.go_on(Settings.of(tmp_path), folder.path.name)
+    button = page.components["go_on"]
+    assert next(answers)[button]["interactive"] is False
+    assert next(answers)[button]["interactive"] is True
+    with pytest.raises(gr.Error) as error:
+        next(answers)
+    assert "seed: should be" in error.value.message and "<script" not in error.value.message
+    assert not list(page.reader.root.glob("*-b*"))
+
+
+def test_removing_shows_the_newest_of_the_others(page: run.RunPage) -> None:
+    old = make_run(page.reader.root, START, state="finished", name="a")
+    ended = make_run(page.reader.root, START, state="stopped", name="b")
+    living = make_run(page.reader.root, START, name="c")
+    for kept in ("", living.path.name, "no such run"):
+        assert page.remove(kept) == [gr.skip()] * len(page.outputs)
+    assert page.remove(ended.path.name)[0] == living.path.name
+    assert {row.name for row in page.reader.rows()} == {old.path.name, living.path.name}
+    assert (page.reader.root / ".removed" / ended.path.name / "status.json").exists()
 
 
 @pytest.mark.parametrize("state", ["failed", "killed", "died"])
@@ -149,6 +192,15 @@ def test_every_problem_of_a_refused_configuration_is_listed(page: run.RunPage, s
     folder = make_run(page.reader.root, ev.Error("seed: is bad\nresolution: is worse", problems), state="failed")
     notes = show(folder)["notes"]
     assert Tags(notes).tags.count("li") == 2 and "2 things stand in the way" in notes
+    assert "Not started" in Tags(notes).words and "Not started" in show(folder)["head"]
+    assert "Not started" in show(folder)["runs"] and "ailed" not in Tags(show(folder)["runs"]).words
+
+
+@pytest.mark.parametrize(("silence", "seconds", "warned"), [(50, 0.5, False), (90, 0.5, True), (90, 10.0, False)])
+def test_only_a_long_silence_is_warned_of(tmp_path: Path, silence: int, seconds: float, warned: bool) -> None:
+    step = ev.Step(40, 4, 0.08, 0.09, {}, 0.4, seconds, 512.0)
+    view = view_of(make_run(tmp_path / "runs", START, step, ev.Phase("sampling", 0, 3)))
+    assert ("last sign" in run_parts.head(view, view.last_sign + silence)) == warned
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "finished", "stopped"])

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ from trainer import events as ev
 from trainer import host
 from trainer.errors import RunError
 from trainer.events import Events
-from trainer.run_folder import ENDED, Job, RunFolder, Status, output_lock
+from trainer.run_folder import ENDED, Job, RunFolder, SavedFile, Status, output_lock
 
 WRITER = Path(__file__).with_name("writer.py")
 PROJECT = Path(__file__).resolve().parents[2]
@@ -177,6 +178,33 @@ def test_stop_is_asked_once_and_names_where_to_go_on(root: Path) -> None:
     assert not folder.asked("stop")
 
 
+def test_a_removed_run_leaves_the_list_and_nothing_is_lost(root: Path) -> None:
+    folder = start_writer(root, steps=2000, seconds=0.02)
+    wait_for(folder, lambda view: view.step is not None)
+    with pytest.raises(RunError, match="under way"):
+        runs.remove(folder)
+    runs.save_now(folder)
+    view = wait_for(folder, lambda view: view.model is not None)
+    runs.stop(folder)
+    wait_for(folder, lambda view: not view.is_living)
+    files = {path.relative_to(folder.path) for path in folder.path.rglob("*")}
+    target = runs.remove(folder)
+    assert target == root / ".removed" / folder.path.name
+    assert {path.relative_to(target) for path in target.rglob("*")} == files
+    assert view.model is not None and Path(view.model.path).exists()
+    reader = RunReader(root)
+    assert reader.rows() == [] and reader.view(folder.path.name) is None and reader.newest() == ""
+
+
+def test_a_run_folder_that_holds_a_model_is_not_moved(root: Path) -> None:
+    folder = written(root, state=Status("stopped", 1, 0.0))
+    model = folder.path / "house.safetensors"
+    folder.add_file(SavedFile(str(model), "model", 1, 1, ""))
+    with pytest.raises(RunError, match="house.safetensors lies in the run's own folder"):
+        runs.remove(folder)
+    assert folder.path.is_dir()
+
+
 def test_save_and_sample_now(root: Path) -> None:
     folder = start_writer(root, steps=2000, seconds=0.02)
     wait_for(folder, lambda view: view.step is not None)
@@ -290,15 +318,19 @@ def test_a_job_without_a_status_is_starting_and_later_dead(root: Path) -> None:
     assert view.state == "died" and "never began" in view.cause
 
 
-def test_the_end_time_follows_the_clock_not_only_the_steps(root: Path) -> None:
+def test_the_end_time_counts_the_pauses_that_the_configuration_plans(root: Path) -> None:
     folder = written(root)
+    folder.config_file.write_text("config_version = 1\n[sample_pictures]\nsample_every_n_epochs = 5\n")
     now = time.time()
-    lines = [{"kind": "start", "time": now, **vars(start_event(100))}]
-    # 0.5 s a step, but 1 s between them: samples and saves take the rest
-    lines += [{"kind": "step", "time": now + n, **vars(step(n, seconds=0.5))} for n in range(1, 11)]
+    lines: list[dict[str, Any]] = [{"kind": "start", "time": now, **vars(start_event(100))}]
+    lines += [
+        {"kind": "phase", "time": now - 8, "name": "sampling"},
+        {"kind": "phase", "time": now, "name": "training"},
+    ]
+    lines += [{"kind": "step", "time": now + n / 2, **vars(step(n, seconds=0.5))} for n in range(1, 11)]
     folder.events_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     view = view_of(folder)
-    assert view.end_time == pytest.approx(now + 100)
+    assert view.end_time == pytest.approx(now + 5 + 90 * 0.5 + 2 * 8)
     assert view.seconds_median == pytest.approx(0.5)
 
 
@@ -314,6 +346,53 @@ def test_every_problem_of_a_configuration_is_listed(root: Path) -> None:
     folder = written(root, ev.Error("two things", problems), state=Status("failed", 1, 0.0, 2, ended=time.time()))
     view = view_of(folder)
     assert view.cause == "two things" and view.problems[0] == "seed: should be a whole number (got 'x')"
+
+
+PROBLEMS = [{"option": "seed", "message": "should be a whole number"}]
+
+
+@pytest.mark.parametrize(
+    ("events", "exit_code", "shown"),
+    [
+        ((ev.Error("seed: should be a whole number", PROBLEMS),), 2, "refused"),
+        ((), None, "refused"),
+        ((ev.Error("KeyError: 'x'. This is a fault of the program"),), 1, "failed"),
+        ((start_event(), ev.Error("the disk is full", PROBLEMS)), 2, "failed"),
+        ((), 1, "failed"),
+    ],
+)
+def test_what_never_began_was_not_started(
+    root: Path, events: tuple[ev.Event, ...], exit_code: int | None, shown: str
+) -> None:
+    folder = written(root, *events, state=Status("failed", 1, 0.0, exit_code, cause="could not be started: x"))
+    assert (view_of(folder).shown, RunReader(root).rows()[0].shown) == (shown, shown)
+
+
+def test_a_stopping_run_is_listed_as_stopping(root: Path) -> None:
+    folder = written(root, start_event(), step(1))
+    reader = RunReader(root)
+    assert reader.rows()[0].shown == "running"
+    runs.stop(folder)
+    assert (view_of(folder).shown, reader.rows()[0].shown) == ("stopping", "stopping")
+
+
+def test_an_ended_run_goes_on_from_its_newest_resume_point(root: Path) -> None:
+    first, second = (root.parent / "out" / name for name in ("house-step00000010-state", "house-step00000020-state"))
+    first.mkdir(parents=True)
+    folder = written(root, start_event(), step(1))
+    assert view_of(folder).resume_from is None
+    folder.write_job(Job(("x",), "."))
+    folder.write_status(Status("killed", 1, 0.0, ended=time.time()))
+    assert view_of(folder).resume_from is None
+    # it went on itself, and made nothing of its own yet
+    folder.config_file.write_text(f'[resume]\nresume = "{first.as_posix()}"\n')
+    assert view_of(folder).resume_from == first
+    Events(folder.events_file).emit(ev.Checkpoint(20, "state", str(second), 1000))
+    assert view_of(folder).resume_from is None, "a resume point that somebody deleted"
+    second.mkdir()
+    assert view_of(folder).resume_from == second
+    folder.write_status(Status("finished", 1, 0.0, 0, ended=time.time()))
+    assert view_of(folder).resume_from is None
 
 
 def test_names_that_lead_elsewhere_are_no_runs(root: Path) -> None:

@@ -282,6 +282,16 @@ def test_a_name_in_use_is_refused_and_another_proposed(
     assert request.free_name(settings.outputs, "hous", settings) == "hous"
 
 
+@pytest.mark.parametrize(
+    ("name", "free"), [("a", "a-3"), ("a-2", "a-3"), ("a-7", "a-7"), ("a-2024", "a-2024-2"), ("b-9", "b-10")]
+)
+def test_the_next_name_counts_on(name: str, free: str, settings: Settings) -> None:
+    settings.outputs.mkdir(parents=True)
+    for made in ("a", "a-2", "a-2024", "b-9"):
+        (settings.outputs / f"{made}.safetensors").write_bytes(b"")
+    assert request.free_name(settings.outputs, name, settings) == free
+
+
 def test_a_name_that_a_living_run_uses_is_refused(
     tiny_folder: Path, folder: Path, settings: Settings, tmp_path: Path
 ) -> None:

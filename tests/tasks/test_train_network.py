@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,24 @@ def test_a_killed_run_leaves_only_whole_files(place: Place) -> None:
         load_file(model)
     rest = place.train(*flags, "--resume", str(states[-1]), run="b")
     assert isinstance(rest[-1], Finished)
+
+
+def test_a_resumed_run_writes_again_what_was_saved_past_its_resume_point(place: Place) -> None:
+    """As after a crash: the models of the steps to be done again stand there, the finished one does not."""
+    flags = ("--save_every_n_steps", "4", "--save_state", "--output_name", "a")
+    place.train(*flags)
+    outputs = place.path / "outputs"
+    finished, later = outputs / "a.safetensors", outputs / "a-step00000008.safetensors"
+    before = load_file(later)
+    finished.unlink()
+    shutil.rmtree(outputs / "a-state")
+    resume = ("--resume", str(outputs / "a-step00000004-state"))
+    events = place.train(*flags, *resume, run="b")
+    assert isinstance(events[-1], Finished) and Path(events[-1].path) == finished
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(later).items())
+    # a finished model is somebody's result, whoever made it
+    events = place.train(*flags, *resume, run="c", code=2)
+    assert isinstance(events[-1], Error) and f"{finished} exists already" in events[-1].message
 
 
 def test_old_saves_are_pruned_once_newer_ones_stand(place: Place) -> None:

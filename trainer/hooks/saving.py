@@ -7,8 +7,9 @@ at the end, and the same with -state for the folders a run goes on from.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -16,7 +17,7 @@ from typing import ClassVar, Literal
 from trainer.errors import Problem, RunError
 from trainer.events import Checkpoint, Events
 from trainer.hooks.base import Hook, Moment, due
-from trainer.run_folder import RunFolder, SavedFile, check_name
+from trainer.run_folder import RunFolder, SavedFile, check_name, list_runs
 from trainer.schema import Options, opt
 
 
@@ -95,13 +96,46 @@ def plan_saves(options: SavingOptions, epoch_ends: Mapping[int, int], *, first_s
     return Plan((*models, final), tuple(states))
 
 
-def clash_problem(options: SavingOptions, plan: Plan) -> Problem | None:
-    """Another run's file is never overwritten."""
-    if options.overwrite or not plan.clashes:
+def clash_problem(options: SavingOptions, plan: Plan, *, again: Collection[Path] = ()) -> Problem | None:
+    """Another run's file is never overwritten; `again`: what a resumed run may write once more."""
+    clashes = [path for path in plan.clashes if path not in again]
+    if options.overwrite or not clashes:
         return None
-    first, more = plan.clashes[0], len(plan.clashes) - 1
+    first, more = clashes[0], len(clashes) - 1
     said = f"{first} exists already" + (f", and {more} more" if more else "")
     return Problem("output_name", said, remedy="Choose another output_name, or set overwrite to replace the files")
+
+
+def written_again(options: SavingOptions, plan: Plan, parents: Sequence[str], *, first_step: int) -> frozenset[Path]:
+    """What a resumed run may write once more: saves past its resume point, made by the runs before it or by others that
+    went on from those, as long as they are as they were written. A finished model is never among them."""
+    final = options.final()
+    asked = set(plan.clashes) - {final, options.state_of(final)}
+    if not asked:
+        return frozenset()
+    found = [entry for folder in _relatives(parents) for entry in folder.files() if entry.step > first_step]
+    return frozenset(Path(e.path) for e in found if Path(e.path) in asked and _is_untouched(e))
+
+
+def _relatives(parents: Sequence[str]) -> list[RunFolder]:
+    """The runs before a resumed one, and those that say that they went on from one of them."""
+    roots = dict.fromkeys(Path(parent).parent for parent in parents)
+    others = [run for root in roots for run in list_runs(root) if set(_parents_of(run)) & set(parents)]
+    return [*(RunFolder(Path(parent)) for parent in parents), *others]
+
+
+def _parents_of(run: RunFolder) -> list[str]:
+    try:
+        return list(json.loads(run.environment_file.read_text(encoding="utf-8")).get("parents", []))
+    except (OSError, json.JSONDecodeError):
+        return []
+
+
+def _is_untouched(entry: SavedFile) -> bool:
+    path = Path(entry.path)
+    if not path.exists() or path_size(path) != entry.size_bytes:
+        return False
+    return not entry.sha256 or sha256_file(path) == entry.sha256
 
 
 class Saving(Hook):

@@ -106,7 +106,7 @@ def _output_problems(config: TrainNetworkConfig) -> list[Problem]:
     if not host.is_writable(folder):
         return [Problem("output_dir", "cannot be written to", str(folder), remedy="Choose another folder")]
     final = plan_saves(config.saving, {}, first_step=0, total_steps=0)
-    problem = None if config.resume.resume else clash_problem(config.saving, final)
+    problem = clash_problem(config.saving, final)
     return [problem] if problem else []
 
 

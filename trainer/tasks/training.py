@@ -19,7 +19,7 @@ from trainer.hooks import resume
 from trainer.hooks.base import Hook, Moment
 from trainer.hooks.resume import Progress, ResumePoint
 from trainer.hooks.sampling import Sampling
-from trainer.hooks.saving import Saving, clash_problem, plan_saves
+from trainer.hooks.saving import Saving, clash_problem, plan_saves, written_again
 from trainer.hooks.tracking import Tracking
 from trainer.lazy import torch
 from trainer.loop import LengthOptions, Maths, Parts, train
@@ -134,7 +134,7 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
     schedule = schedule_of(config.length, plan_epoch)
     training_set = dataclasses.replace(training_set, total_steps=schedule.total_steps)
     progress = point.progress if point else Progress()
-    _refuse_clashes(config, schedule, progress)
+    _refuse_clashes(config, schedule, point)
     family, method = _build_model(config, accelerator)
     _refuse_small_disk(config, schedule, progress, method)
     depends = _depends(config, training_set, accelerator)
@@ -322,9 +322,11 @@ def _latents(
     return encoded
 
 
-def _refuse_clashes(config: TrainNetworkConfig, schedule: Schedule, progress: Progress) -> None:
-    plan = plan_saves(config.saving, schedule.epoch_ends, first_step=progress.step, total_steps=schedule.total_steps)
-    if problem := clash_problem(config.saving, plan):
+def _refuse_clashes(config: TrainNetworkConfig, schedule: Schedule, point: ResumePoint | None) -> None:
+    first = point.progress.step if point else 0
+    plan = plan_saves(config.saving, schedule.epoch_ends, first_step=first, total_steps=schedule.total_steps)
+    again = written_again(config.saving, plan, point.parents, first_step=first) if point else frozenset()
+    if problem := clash_problem(config.saving, plan, again=again):
         raise ConfigError([problem])
 
 
