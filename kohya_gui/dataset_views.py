@@ -16,9 +16,11 @@ from kohya_gui.dataset_report import Look, Picture, Report, Warned
 from kohya_gui.datasets import Counted, Finding, Found, count
 from kohya_gui.pictures import escaped
 from kohya_gui.sentences import sentence_of, status
+from trainer.data import scan
 
 PAGE_SIZE = 36
 SHOWN = 4
+STRIP = 8
 KINDS: Mapping[str, str] = {
     "bad_file": "Cannot be used",
     "caption_extension": "Captions under another ending",
@@ -49,7 +51,7 @@ def found(seen: Found | None, *, has_other_work: bool = False) -> str:
     if seen is None:
         return "Nothing is chosen yet. A path on this machine, or drop files beside it."
     kind = "bad" if seen.what == "unusable" else "ds-found"
-    parts = [status(f'<span class="{kind}">{escaped(seen.sentence)}</span>')]
+    parts = [status(f'<span class="{kind}">{escaped(seen.sentence)}</span>'), _strip(seen)]
     parts += [
         f'<div class="ds-slip">{escaped(slip.sentence)} {button("use", slip.label, slip.path)}</div>'
         for slip in seen.slips
@@ -59,6 +61,14 @@ def found(seen: Found | None, *, has_other_work: bool = False) -> str:
         adding = button("add-found", "Add these folders to it") if seen.concepts else ""
         parts.append(f'<div class="ds-slip">{asked} {adding} {button("start-found", "Begin anew with these")}</div>')
     return "".join(parts)
+
+
+def _strip(seen: Found) -> str:
+    """A glance at the first pictures of each folder."""
+    each = max(1, STRIP // max(1, len(seen.concepts)))
+    paths = [path for concept in seen.concepts[:STRIP] for path in scan.list_pictures(concept.folder)[:each]][:STRIP]
+    images = [f'<img src="{data}" alt="">' for path in paths if (data := thumbs.thumb(path))]
+    return f'<div class="ds-strip">{"".join(images)}</div>' if images else ""
 
 
 def findings(found_: Sequence[Finding]) -> str:
@@ -173,8 +183,8 @@ def summary(report: Report) -> str:
     reg = len(report.pictures) - len(training)
     tiles.insert(0, _tile(f"{len(training):,}", "training pictures" + (f", {reg:,} regularisation" if reg else "")))
     sources = Counter(p.caption_source for p in training)
-    said = ", ".join(f"{number:,} {SOURCES.get(source, source)}" for source, number in sources.most_common())
-    tiles.append(_tile(str(len(sources)), f"{'source' if len(sources) == 1 else 'sources'} of captions: {said}"))
+    said = ", ".join(f"{number:,} by {SOURCES.get(source, source)}" for source, number in sources.most_common())
+    tiles.append(_tile(f"{sources['file'] + sources['metadata']:,}", f"have a caption of their own ({said})"))
     notes = "".join(f"<p>{escaped(sentence_of(note))}</p>" for note in report.notes)
     return f'<div class="ds-tiles">{"".join(tiles)}</div>{notes}'
 

@@ -22,6 +22,7 @@ MOST_FOLDERS = 200
 USES = 100
 """Pictures an epoch that repeats are suggested for, where nothing else decides."""
 UNEVEN = 1.5
+USUAL = 512
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,19 @@ def describe(found: Found, *, kind: Kind, words: str = "") -> str:
         return dataset_toml.load(found.path)
     tables = [_table(concept, found, kind=kind, words=words) for concept in found.concepts]
     tables += [{**_table(concept, found, kind="class", words=""), "is_reg": True} for concept in found.reg]
-    return dataset_toml.new(tables, resolution=512, batch_size=1, enable_bucket=True)
+    return dataset_toml.new(tables, **suggested_sizes([concept.folder for concept in found.concepts]))
+
+
+def suggested_sizes(folders: Sequence[Path]) -> dict[str, Any]:
+    """Resolution and buckets: 512 as Stable Diffusion 1 has it, less where every picture is smaller than that."""
+    largest = [size for folder in folders[:20] if (size := scan.count_folder(folder).largest)]
+    side = math.isqrt(max((width * height for width, height in largest), default=USUAL * USUAL))
+    values: dict[str, Any] = {"resolution": USUAL, "batch_size": 1, "enable_bucket": True}
+    if side >= USUAL:
+        return values
+    resolution = max(64, side // 64 * 64)
+    buckets = {"min_bucket_reso": max(64, resolution // 2), "max_bucket_reso": resolution * 2}
+    return {**values, "resolution": resolution, **buckets, "bucket_reso_steps": 64 if resolution >= 256 else 32}
 
 
 def _table(concept: Concept, found: Found, *, kind: Kind, words: str) -> dict[str, Any]:

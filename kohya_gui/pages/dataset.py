@@ -36,6 +36,7 @@ class DatasetPage:
         self.source, self.look = SourcePart(), LookPart()
         self.build, self.layout, self.reg = BuildPart(), LayoutPart(), RegPart()
         text = gr.Textbox(
+            "",
             show_label=False,
             label="The dataset file",
             lines=18,
@@ -66,6 +67,8 @@ class DatasetPage:
         with gr.Row(elem_id="data-bar"):
             self.bar = gr.HTML(views.bar([], 0, is_saved=False, path=""), elem_classes="plan", elem_id="ds-bar")
             self.path = gr.Textbox(
+                "",
+                placeholder="datasets/my-dog.toml",
                 label="Save as",
                 show_label=False,
                 container=False,

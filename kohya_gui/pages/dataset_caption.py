@@ -20,9 +20,13 @@ from trainer.errors import TrainerError
 class CaptionPart:
     """A text box, the change it would make, and its buttons."""
 
+    def __init__(self) -> None:
+        self.seen = hidden("ds-caption-seen")
+        self.edit = hidden("ds-caption-edit")
+
     def lay(self) -> None:
         with gr.Column(visible=False, elem_id="ds-caption-part") as self.column:
-            self.box = gr.Textbox(label="Caption", lines=2, max_lines=6, elem_id="ds-caption", elem_classes="field")
+            self.box = gr.Textbox("", label="Caption", lines=2, max_lines=6, elem_id="ds-caption", elem_classes="field")
             self.tokens = gr.HTML(elem_classes="note", elem_id="ds-caption-tokens")
             self.change = gr.HTML(elem_classes="note", elem_id="ds-caption-change")
             with gr.Row():
@@ -32,8 +36,6 @@ class CaptionPart:
                 )
                 self.leave = gr.Button("Leave it", size="sm", visible=False, min_width=80, elem_id="ds-caption-leave")
                 self.undo = gr.Button("Undo", size="sm", visible=False, min_width=80, elem_id="ds-caption-undo")
-        self.seen = hidden("ds-caption-seen")
-        self.edit = hidden("ds-caption-edit")
 
     @property
     def outputs(self) -> list[Any]:

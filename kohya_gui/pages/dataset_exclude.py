@@ -28,7 +28,12 @@ class ExcludePart:
         with gr.Row(visible=False, elem_id="ds-exclude-row") as self.row:
             self.note = html("ds-excluded", classes="note")
             self.name = gr.Textbox(
-                label="Name of the copy", max_lines=1, elem_id="ds-exclude-name", elem_classes="field", min_width=180
+                "",
+                label="Name of the copy",
+                max_lines=1,
+                elem_id="ds-exclude-name",
+                elem_classes="field",
+                min_width=180,
             )
             self.copy = gr.Button("Copy the others", size="sm", scale=0, min_width=140, elem_id="ds-exclude-copy")
             self.cancel = gr.Button("Cancel", size="sm", visible=False, scale=0, elem_id="ds-exclude-cancel")

@@ -30,6 +30,7 @@ class LayoutPart:
             self.plan = gr.HTML(elem_id="ds-layout-plan", elem_classes="note")
             with gr.Row():
                 self.name = gr.Textbox(
+                    "",
                     label="Name of the new folder",
                     info="It is made under datasets/",
                     elem_id="ds-layout-name",

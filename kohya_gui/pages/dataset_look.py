@@ -29,6 +29,7 @@ class LookPart:
     """Button and progress, tiles, histogram, warnings, the grid, and the picture that was clicked."""
 
     def lay(self) -> None:
+        self.caption, self.exclude = CaptionPart(), ExcludePart()
         with gr.Row(elem_id="ds-look-row"):
             self.button = gr.Button(
                 "Check the pictures", variant="primary", scale=0, min_width=190, elem_id="ds-look", interactive=False
@@ -37,16 +38,16 @@ class LookPart:
             self.progress = gr.HTML(INVITATION, elem_id="ds-look-progress", elem_classes="note")
         self.summary = html("ds-summary")
         with gr.Row(visible=False, elem_id="ds-overview") as self.overview:
-            self.histogram = html("ds-histogram", classes="ds-part section")
-            self.warnings = html("ds-warnings", classes="ds-part section")
-        self.exclude = ExcludePart()
+            with gr.Column(elem_classes="section", min_width=400):
+                self.histogram = html("ds-histogram")
+            with gr.Column(elem_classes="section", min_width=400):
+                self.warnings = html("ds-warnings")
         self.exclude.lay()
         with gr.Row(visible=False, equal_height=False, elem_id="ds-pictures") as self.pictures:
             with gr.Column(scale=3, min_width=460):
                 self.grid = html("ds-pages")
             with gr.Column(scale=2, min_width=340, elem_classes="section", elem_id="ds-detail-column"):
                 self.detail = html("ds-detail", value='<p class="ds-empty">Click a picture to see all about it.</p>')
-                self.caption = CaptionPart()
                 self.caption.lay()
                 self.draws = html("ds-draws")
 

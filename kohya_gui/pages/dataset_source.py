@@ -19,9 +19,9 @@ from kohya_gui.request import path_of
 from trainer.errors import TrainerError
 
 KINDS: tuple[tuple[str, Kind], ...] = (
-    ("Identifier and class: few pictures of one thing, no captions to write; all that they share is learned", "class"),
-    ("Captions: a text file beside each picture; what the words name can be changed later by words", "captions"),
-    ("Fine-tuning metadata: one JSON file with captions and tags of many pictures; no class pictures", "metadata"),
+    ("Identifier and class: quick, no captions; all that the pictures share is learned", "class"),
+    ("Captions: a text file for each picture; what is named there stays changeable", "captions"),
+    ("Fine-tuning metadata: one JSON file for a large collection; no class pictures", "metadata"),
 )
 
 
@@ -33,13 +33,14 @@ class SourcePart:
         self.browse_metadata = gr.Button("Browse…", render=False)
 
     def lay(self) -> None:
-        with gr.Row(equal_height=True, elem_id="ds-top"):
-            with gr.Column(scale=3, min_width=460, elem_classes="section"):
+        with gr.Row(equal_height=False, elem_id="ds-top"):
+            with gr.Column(scale=1, min_width=460, elem_classes="section"):
                 gr.HTML("<h2><b>1</b>Pictures</h2>")
                 with gr.Row():
                     self.box = gr.Textbox(
-                        label="Folder, folder of folders, or dataset file",
-                        info="Pictures, folders named like 10_shs dog, or a .toml",
+                        "",
+                        label="Folder or dataset file",
+                        info="Pictures, training folders (10_shs dog), or .toml",
                         elem_id="ds-source",
                         elem_classes="field",
                         buttons=[self.browse],
@@ -60,10 +61,11 @@ class SourcePart:
                 self.found = html("ds-found", classes="note", value=views.found(None))
                 self.upload_note = gr.HTML(elem_classes="note", elem_id="ds-upload-note")
                 self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="ds-upload-cancel", scale=0)
-            with gr.Column(scale=2, min_width=360, elem_classes="section"):
+            with gr.Column(scale=1, min_width=460, elem_classes="section"):
                 gr.HTML("<h2><b>2</b>How they are described</h2>")
                 self.kind = gr.Radio(list(KINDS), value="class", show_label=False, container=False, elem_id="ds-kind")
                 self.words = gr.Textbox(
+                    "",
                     label="Identifier and class",
                     elem_id="ds-words",
                     elem_classes="field",
@@ -72,6 +74,7 @@ class SourcePart:
                 )
                 self.words_note = html("ds-words-note", classes="note", value=views.identifier("", {}, 0))
                 self.metadata = gr.Textbox(
+                    "",
                     label="Metadata file",
                     elem_id="ds-metadata",
                     elem_classes="field",

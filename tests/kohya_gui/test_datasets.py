@@ -200,3 +200,17 @@ def test_thumbnails_are_small_new_jpegs(tmp_path: Path) -> None:
         )
     assert thumbs.thumb(folder / "broken.png") == "" == thumbs.preview(folder / "gone.png")
     assert thumbs.preview(folder / "print.jpg").startswith("data:image/jpeg")
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution"), [((2000, 1500), 512), ((400, 300), 320), ((130, 128), 128), ((20, 9), 64)]
+)
+def test_small_pictures_get_a_small_resolution_that_can_be_planned(
+    tmp_path: Path, size: tuple[int, int], resolution: int
+) -> None:
+    (tmp_path / "p").mkdir()
+    Image.new("RGB", size).save(tmp_path / "p" / "a.png")
+    path = tmp_path / "set.toml"
+    path.write_text(datasets.describe(datasets.recognise(tmp_path / "p"), kind="class", words="dog"), encoding="utf-8")
+    (dataset,) = read_dataset(DataOptions(dataset_config=path)).datasets
+    assert dataset.resolution == (resolution, resolution)
