@@ -13,12 +13,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.data_rows import DATA_ROWS
+from benchmarks.row import Row, measure_pairs
 from trainer.events import Step, read_events
 
 ROOT = Path(__file__).parents[1]
@@ -26,27 +27,6 @@ MODEL = ROOT / "examples" / "model"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 BARE_PAGE = "import gradio as gr, sys\nwith gr.Blocks() as d:\n gr.Markdown('hello')\n"
 BARE_PAGE += "d.launch(server_port=int(sys.argv[1]), quiet=True, prevent_thread_lock=False)\n"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. ours, bare: seconds; goal: the ratio aimed at; gate: the one CI fails above."""
-
-    name: str
-    ours: float
-    bare: float
-    goal: float
-    gate: float
-
-    @property
-    def ratio(self) -> float:
-        return self.ours / self.bare
-
-
-def _measure(ours: Callable[[], float], bare: Callable[[], float], rounds: int) -> tuple[float, float]:
-    """The minimum of each over interleaved rounds, so that a busy machine hits both."""
-    pairs = [(ours(), bare()) for _ in range(rounds)]
-    return min(o for o, _ in pairs), min(b for _, b in pairs)
 
 
 @contextlib.contextmanager
@@ -91,7 +71,7 @@ def adapter_step(rounds: int = 3) -> Row:
     from benchmarks.plain_lora import STEPS
 
     with _data() as folder:
-        ours, bare = _measure(
+        ours, bare = measure_pairs(
             lambda: statistics.median(_train(folder, STEPS)[1][4:]),
             lambda: statistics.median(_plain("steps")[1][4:]),
             rounds,
@@ -102,7 +82,7 @@ def adapter_step(rounds: int = 3) -> Row:
 def first_step(rounds: int = 3) -> Row:
     """From starting the trainer to the end of its first step, against importing and loading alone."""
     with _data() as folder:
-        ours, bare = _measure(lambda: _train(folder, 1)[0], lambda: _plain("load")[0], rounds)
+        ours, bare = measure_pairs(lambda: _train(folder, 1)[0], lambda: _plain("load")[0], rounds)
     return Row("start to first step / importing torch and diffusers and loading the model", ours, bare, 1.5, 1.8)
 
 
@@ -111,7 +91,7 @@ def page_ready(rounds: int = 3) -> Row:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         (home / "bare.py").write_text(BARE_PAGE)
-        ours, bare = _measure(
+        ours, bare = measure_pairs(
             lambda: _ready(home, [str(ROOT / "gui.py"), "--home", name, "--no-launch", "--no-token", "--port"]),
             lambda: _ready(home, [str(home / "bare.py")]),
             rounds,
@@ -144,4 +124,4 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-ROWS = (adapter_step, first_step, page_ready)
+ROWS = (adapter_step, first_step, page_ready, *DATA_ROWS)

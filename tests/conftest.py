@@ -33,6 +33,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_sd1(tmp_path_factory.mktemp("tiny") / "sd1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests and the programs they start keep for later lies in the session's own folder."""
+    os.environ["STUDIO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One browser for all tests: playwright's synchronous interface runs once in a process."""

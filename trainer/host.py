@@ -207,6 +207,24 @@ def _read_key_posix(terminal: int) -> str:
     return key.decode(errors="replace").lower()
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept, for this user; STUDIO_CACHE in the environment names another place."""
+    if named := os.environ.get("STUDIO_CACHE"):
+        return Path(named)
+    if WINDOWS:
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "training-studio"
+
+
+def knows_change_time() -> bool:
+    """Whether a file's ctime is the time of its last change, which no program can set (Windows: of its creation)."""
+    return not WINDOWS
+
+
 def free_bytes(path: Path) -> int:
     """Free space on the disk that holds the path, or the nearest existing folder above it."""
     path = path.absolute()

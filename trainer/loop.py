@@ -201,7 +201,7 @@ def _backward(parts: Parts, batch: LoadedBatch, step: PlannedStep, micro_index: 
         conditioning = parts.family.encode_prompts(parts.method.text_encoders, batch.captions)
         prediction_BCHW = parts.family.predict(parts.method.denoiser, noisy_BCHW, timesteps_B, conditioning)
 
-    loss_B = picture_loss(prediction_BCHW, target_BCHW) * batch.weights_B.to(device)
+    loss_B = picture_loss(prediction_BCHW, target_BCHW, batch.masks_BHW) * batch.weights_B.to(device)
     loss_B = loss_B * level_weight(parts.maths.loss, parts.diffusion, timesteps_B)
     loss = loss_B.mean() * (batch.weight / step.plan.num_present)
     # processes average their gradients, and the step's loss is the sum over all of them

@@ -72,9 +72,10 @@ def test_batches_of_one_bucket(pictures: None, build: Build) -> None:
     assert sorted(shape[0] for shape in shapes) == [1, 2, 3] and len(cache) == 6
 
 
-def test_random_crop_is_refused(pictures: None, build: Build) -> None:
-    with pytest.raises(DataError, match="random_crop cannot go with cache_latents"):
-        LatentCache.build(build(random_crop=True), Encoder())
+@pytest.mark.parametrize("drawn", [{"random_crop": True}, {"color_aug": True}, {"face_crop_aug_range": "1,2"}])
+def test_what_is_drawn_anew_is_refused(pictures: None, build: Build, drawn: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=f"{next(iter(drawn))}: cannot go with cache_latents"):
+        LatentCache.build(build(**drawn), Encoder())
 
 
 def test_latents_that_are_not_finite_name_the_picture(pictures: None, build: Build) -> None:

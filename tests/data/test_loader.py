@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.data.conftest import MakePicture
 from trainer.data.dataset import TrainingSet
@@ -26,7 +27,8 @@ def training_set(picture: MakePicture, build: Build) -> TrainingSet:
     for index in range(3):
         picture(f"reg/1_a/{index}.png", (64, 64))
     captions = {"shuffle_caption": True, "caption_tag_dropout_rate": 0.2, "token_warmup_step": 8}
-    return build(train_batch_size=3, flip_aug=True, random_crop=True, prior_loss_weight=0.25, **captions)
+    pixels = {"flip_aug": True, "random_crop": True, "color_aug": True}
+    return build(train_batch_size=3, prior_loss_weight=0.25, **captions, **pixels)
 
 
 def micro_batches(training_set: TrainingSet, epoch: int) -> list[MicroBatch]:
@@ -99,3 +101,31 @@ def test_a_picture_gone_and_a_worker_killed(training_set: TrainingSet) -> None:
     with pytest.raises(DataError, match="0.png: this file is not there any more"):
         list(loader.batches(many))
     loader.close()
+
+
+def test_masks_come_with_pixels_and_without(picture: MakePicture, build: Build) -> None:
+    for index in range(3):
+        picture(f"train/1_a/{index}.png", caption="x", mode="RGBA").touch()
+    clear = Image.new("RGBA", (64, 64), (9, 9, 9, 255))
+    clear.paste((9, 9, 9, 0), (0, 0, 32, 64))
+    path = picture("train/1_a/clear.png", caption="x")
+    clear.save(path)
+    training_set = build(train_batch_size=4, alpha_mask=True, flip_aug=True)
+    (plan,) = micro_batches(training_set, 0)
+    (loaded,) = Loader(training_set, seed=1).batches([plan])
+    (cached,) = Loader(training_set, seed=1, load_pixels=False).batches([plan])
+    assert loaded.masks_BHW is not None and cached.masks_BHW is not None and cached.pixels_BCHW is None
+    assert torch.equal(loaded.masks_BHW, cached.masks_BHW) and loaded.masks_BHW.shape == (4, 64, 64)
+    for view, mask_HW in zip(loaded.views, loaded.masks_BHW, strict=True):
+        expected = torch.ones(64, 64)
+        if view.sample.picture.path == path:
+            expected[:, slice(32, 64) if view.flipped else slice(0, 32)] = 0
+        assert torch.equal(mask_HW, expected)
+    assert next(Loader(build(), seed=1).batches([plan])).masks_BHW is None
+
+
+def test_pictures_that_are_clear_everywhere(picture: MakePicture, build: Build) -> None:
+    Image.new("RGBA", (64, 64), (9, 9, 9, 0)).save(picture("train/1_a/clear.png", caption="x"))
+    build()
+    with pytest.raises(DataError, match="clear.png: is transparent everywhere"):
+        build(alpha_mask=True)

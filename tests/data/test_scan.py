@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from tests.data.conftest import MakePicture, noise_picture
 from trainer.data.scan import count_folder, scan_folder
@@ -94,6 +94,55 @@ def test_captions_under_another_extension(picture: MakePicture, tmp_path: Path) 
     scan = scan_folder(tmp_path / "f", caption_extension=".caption")
     (bad,) = scan.bad
     assert "1 captions end in .txt and none in .caption" in bad.reason and "Set caption_extension to .txt" in bad.reason
+
+
+def test_what_should_be_known_of_good_pictures(picture: MakePicture, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green")]
+    folder = tmp_path / "f"
+    folder.mkdir()
+    frames[0].save(folder / "moves.webp", save_all=True, append_images=frames[1:], lossless=True)
+    frames[0].save(folder / "moves.png", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "gif inside.png", format="GIF", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "stereo.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "left.gif")
+    Image.new("RGBA", (8, 8), (1, 2, 3, 255)).save(folder / "opaque.png")
+    Image.new("LA", (8, 8), (1, 7)).save(folder / "glass.png")
+    Image.new("1", (3001, 3000)).save(folder / "large.png")
+    Image.new("1", (3000, 3000)).save(folder / "not.png")
+    picture("f/twice.png", caption="one text")
+    picture("f/twice.JPG")
+    before = {path.name: (path.read_bytes(), path.stat().st_ctime_ns) for path in folder.iterdir()}
+    scan = scan_folder(folder, caption_extension=".txt")
+    assert not scan.bad
+    assert {path.name: (path.read_bytes(), path.stat().st_ctime_ns) for path in folder.iterdir()} == before
+    (moving, clear, large, left, twice) = [note.partition(": ")[2] for note in scan.notes]
+    assert moving == "only the first frame is trained of gif inside.png, moves.png, moves.webp"
+    assert clear.startswith("1 pictures have transparent areas") and large.startswith("1 pictures have more than 9")
+    assert left.endswith(": left.gif") and twice == "one .txt file is the caption of twice.JPG and twice.png"
+    by_name = {p.path.name: p for p in scan.pictures}
+    assert by_name["glass.png"].alpha == (7, 7) and by_name["opaque.png"].alpha == (255, 255)
+    assert by_name["twice.png"].caption == by_name["twice.JPG"].caption == "one text"
+
+
+def test_headers_that_promise_too_much_cost_no_memory(tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    bomb(tmp_path / "a.png", 50_000, 50_000)
+    bomb(tmp_path / "b.png", 12_000, 12_000)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    found = reasons(tmp_path, max_image_pixels=100_000_000)
+    assert "50000x50000" in found["a.png"] or "pixels" in found["a.png"]
+    assert "12000x12000 pixels are more than the 100,000,000 allowed" in found["b.png"]
+    assert process.memory_info().rss - before < 100e6
+
+
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".WebP", ".bmp", ".AVIF"])
+def test_every_ending_in_any_case(suffix: str, picture: MakePicture, tmp_path: Path) -> None:
+    if suffix == ".AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    picture(f"f/a{suffix}", (40, 24))
+    assert [p.size for p in scan_folder(tmp_path / "f").pictures] == [(40, 24)]
+    assert count_folder(tmp_path / "f").smallest == (40, 24)
 
 
 def test_count_folder(picture: MakePicture, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.data.conftest import noise_picture
 from tests.tasks.conftest import ENV
 from trainer.families.sd1 import BUILT_IN
 from trainer.tasks.dataset_report import count_tokens
@@ -35,11 +37,8 @@ batch_size = 2
 """
 
 
-def picture(path: Path, size: tuple[int, int] = (64, 64), caption: str = "", colour: str = "red") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.linear_gradient("L").resize(size).convert("RGB")
-    image.paste(colour, (0, 0, size[0] // 2, size[1] // 2))
-    image.save(path)
+def picture(path: Path, size: tuple[int, int] = (64, 64), caption: str = "") -> None:
+    noise_picture(path, size)
     if caption:
         path.with_suffix(".txt").write_text(caption)
 
@@ -54,7 +53,7 @@ def command(folder: Path, *flags: str, code: int = 0) -> tuple[dict[str, Any], s
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     picture(tmp_path / "pics" / "a.png", (96, 64), "a sks thing\n")
-    picture(tmp_path / "pics" / "b.png", (64, 64), "a sks thing, nice", "blue")
+    picture(tmp_path / "pics" / "b.png", (64, 64), "a sks thing, nice")
     picture(tmp_path / "reg" / "r.png", (64, 64))
     (tmp_path / "d.toml").write_text(TOML)
     return tmp_path
@@ -135,6 +134,39 @@ def test_warnings_say_what_and_where(folder: Path) -> None:
     assert "too_many_tokens" not in kinds(report)
 
 
+def test_pictures_that_look_alike_are_named_with_the_first(folder: Path) -> None:
+    with Image.open(folder / "pics" / "a.png") as image:
+        image.resize((192, 128)).convert("RGB").save(folder / "pics" / "twin.jpg", quality=95)
+    (folder / "pics" / "twin.txt").write_text("again")
+    shutil.copy(folder / "pics" / "b.png", folder / "pics" / "copy.png")
+    (folder / "pics" / "copy.txt").write_text("again")
+    report, text, _ = command(folder, "--dataset_config", "d.toml")
+    assert [(note["kind"], note["path"], note["message"]) for note in report["warnings"]] == [
+        ("near_duplicate", "pics/copy.png", "is the same file as pics/b.png"),
+        ("near_duplicate", "pics/twin.jpg", "looks almost like pics/a.png"),
+    ]
+    assert "warning: pictures that look alike (2)\n" in text
+
+
+def test_the_longest_of_several_captions_counts(folder: Path) -> None:
+    (folder / "pics" / "a.txt").write_text("a sks thing\n" + "very " * 90)
+    report, _, _ = command(folder, "--dataset_config", "d.toml")
+    assert kinds(report) == {}  # the first line is the caption
+    (folder / "d.toml").write_text(TOML.replace("num_repeats = 3", "num_repeats = 3\n  enable_wildcard = true"))
+    report, _, _ = command(folder, "--dataset_config", "d.toml")
+    assert kinds(report) == {"too_many_tokens": ["a.png"]}
+
+
+def test_a_picture_that_a_mask_leaves_nothing_of_is_bad(folder: Path) -> None:
+    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(folder / "pics" / "clear.png")
+    (folder / "d.toml").write_text(TOML.replace("num_repeats = 3", "num_repeats = 3\n  alpha_mask = true"))
+    report, _, _ = command(folder, "--dataset_config", "d.toml", code=2)
+    assert [(bad["path"], bad["reason"][:25]) for bad in report["bad_files"]] == [
+        ("pics/clear.png", "is transparent everywhere"),
+    ]
+    assert [Path(i["path"]).name for i in report["datasets"][0]["images"]] == ["a.png", "b.png", "r.png"]
+
+
 def test_a_picture_without_its_caption_among_others_that_have_one(folder: Path) -> None:
     picture(folder / "pics" / "d.png")
     (folder / "d.toml").write_text(TOML.replace("num_repeats = 3", "num_repeats = 3\n  class_tokens = 'sks'"))
@@ -184,7 +216,8 @@ def test_five_thousand_pictures(folder: Path) -> None:
     for index in range(5000):
         (folder / "pics" / f"{index:04}.png").write_bytes(whole)
     report, text, _ = command(folder, "--dataset_config", "d.toml")
-    assert len(report["datasets"][0]["images"]) == 5003 and len(kinds(report)["missing_caption"]) == 5000
+    assert len(report["datasets"][0]["images"]) == 5003
+    assert len(kinds(report)["missing_caption"]) == len(kinds(report)["near_duplicate"]) == 5000
     assert "  and 4995 more\n" in text and len(text) < 5000
 
 

@@ -39,18 +39,22 @@ def index_of(folder: Path) -> dict[str, Any]:
     return index
 
 
-def test_the_pictures_and_captions_are_those_of_the_training(place: Place) -> None:
+def test_the_pictures_and_captions_are_those_of_the_training(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = "num_repeats = 2\n  color_aug = true\n  token_warmup_step = 6\n  keep_tokens = 1"
+    (place.path / "d.toml").write_text((place.path / "d.toml").read_text().replace("num_repeats = 2", changes))
     run = command(place, "--debug_epochs", "2")
     folder = run / "debug_dataset"
     index = index_of(folder)
     assert index["version"] == 1 and index["seed"] == 3
-    os.chdir(place.path)
+    monkeypatch.chdir(place.path)
     training_set = TrainingSet.build(read_dataset(DataOptions(dataset_config=place.path / "d.toml")))
     loader = Loader(training_set, seed=3)
     batches = iter(index["batches"])
-    seen_flips = set()
+    seen_flips, lengths = set(), set()
+    first = 0
     for epoch in range(2):
-        plan = plan_epoch(training_set, seed=3, epoch=epoch, accumulation=1, processes=1)
+        plan = plan_epoch(training_set, seed=3, epoch=epoch, accumulation=1, processes=1, first_step=first)
+        first += len(plan)
         for number, batch in enumerate(loader.batches([s.micro_batches[0][0] for s in plan]), start=1):
             entry = next(batches)
             assert (entry["epoch"], entry["batch"], tuple(entry["bucket"])) == (epoch + 1, number, batch.bucket)
@@ -63,7 +67,9 @@ def test_the_pictures_and_captions_are_those_of_the_training(place: Place) -> No
                 assert text == f"{view.caption}\n" and said["caption"] == view.caption
                 assert Path(said["path"]).name == view.sample.picture.path.name
                 seen_flips.add(said["flipped"])
+                lengths.add((said["step"] > 6, view.caption.count(",")))
     assert next(batches, None) is None and seen_flips == {True, False}
+    assert (True, 2) in lengths and (False, 2) not in lengths  # the captions have warmed up after six steps
     events = [line.event for line in read_events(run / "events.jsonl")[0]]
     assert isinstance(events[-1], Finished) and events[-1].path == str(folder)
     shown = [e for e in events if isinstance(e, Sample)]
@@ -78,6 +84,20 @@ def test_a_training_asked_for_it_trains_nothing_and_loads_no_model(place: Place)
     files = {picture["file"] for batch in index["batches"] for picture in batch["pictures"]}
     assert len(files) == 5 == len(list((place.path / "seen").glob("*.png")))
     assert not (place.path / "outputs" / "a.safetensors").exists()
+
+
+def test_masks_are_written_beside_their_pictures(place: Place) -> None:
+    half = Image.new("RGBA", (64, 64), (200, 0, 0, 255))
+    half.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    half.save(place.path / "pics" / "p0.png")
+    text = (place.path / "d.toml").read_text()
+    (place.path / "d.toml").write_text(text.replace("flip_aug = true", "alpha_mask = true"))
+    folder = command(place) / "debug_dataset"
+    pictures = [picture for batch in index_of(folder)["batches"] for picture in batch["pictures"]]
+    (masked, *_) = [p for p in pictures if p["path"].endswith("pics/p0.png")]
+    with Image.open(folder / masked["mask"]) as mask:
+        assert mask.size == (64, 64) and [mask.getpixel((x, 20)) for x in (10, 50)] == [0, 255]
+    assert {bool(p["mask"]) for p in pictures if p["is_reg"]} == {False}
 
 
 def test_a_folder_with_files_is_never_written_to(place: Place) -> None:

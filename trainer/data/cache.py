@@ -46,7 +46,7 @@ class LatentCache:
         cls, training_set: TrainingSet, encode: Encode, *, batch_size: int = 1, progress: Progress | None = None
     ) -> LatentCache:
         """Encode every picture once, batches of one bucket; progress(done, total) counts encodings."""
-        _refuse_random_crop(training_set)
+        _refuse_what_is_drawn(training_set)
         views = sorted(training_set.fixed_views(), key=lambda view: view.geometry.bucket)
         moments: dict[LatentKey, tuple[Tensor, Tensor]] = {}
         for batch, pixels_BCHW in _load_ahead(_batches(views, batch_size)):
@@ -71,14 +71,10 @@ class LatentCache:
         return draw_latents(mean_BCHW.to(noise_BCHW.device), std_BCHW.to(noise_BCHW.device), noise_BCHW)
 
 
-def _refuse_random_crop(training_set: TrainingSet) -> None:
-    for sample in training_set.samples:
-        if sample.subset.pictures.random_crop:
-            raise DataError(
-                f"random_crop cannot go with cache_latents: a cached picture has one crop ({sample.subset.image_dir})",
-                option="random_crop",
-                remedy="Turn off random_crop or cache_latents",
-            )
+def _refuse_what_is_drawn(training_set: TrainingSet) -> None:
+    for subset in dict.fromkeys(sample.subset for sample in training_set.samples):
+        for problem in subset.pictures.pixel_problems(cached=True, bucketed=False):
+            raise DataError(f"{problem} ({subset.image_dir})", option=problem.option)
 
 
 def _checked(view: View, value_CHW: Tensor) -> Tensor:
@@ -118,4 +114,4 @@ def _load_ahead(batches: Iterator[list[View]]) -> Iterator[tuple[list[View], Ten
 
 
 def _load(batch: list[View]) -> Tensor:
-    return torch.stack([load_pixels(view.sample.picture.path, view.geometry, flipped=view.flipped) for view in batch])
+    return torch.stack([load_pixels(view.pixel_work) for view in batch])

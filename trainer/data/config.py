@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from trainer.data.buckets import BucketOptions, Size
+from trainer.data.cache_options import CacheOptions
 from trainer.data.captions import CaptionOptions
 from trainer.data.dataset_file import DatasetFile, read_dataset_file
 from trainer.data.images import PixelOptions
@@ -45,19 +46,11 @@ class FolderOptions(Options):
     """Pictures per micro-batch and process. More is faster for each picture and needs more memory; 1 to 8 is usual."""
 
 
-class LoadingOptions(Options):
+class LoadingOptions(CacheOptions):
     """How pictures reach the model, whatever they are."""
 
     prior_loss_weight: float = opt(1.0, ge=0, step=0.1)
     """Weight of the loss of regularisation pictures; that of training pictures is 1. 1.0 is usual."""
-
-    cache_latents: bool = opt(False, level="basic")
-    """Encode every picture once before training and keep the result in memory: faster, and the VAE can leave the
-    device. The result is the same."""
-
-    vae_batch_size: int = opt(1, ge=1, step=1, unit="pictures")
-    """Pictures encoded together by the VAE. 1 gives the same bits with and without cache_latents; more can be faster
-    on large devices."""
 
     max_data_loader_n_workers: int = opt(0, ge=0, step=1, unit="processes")
     """Processes that decode pictures while the model trains; 0 decodes in the trainer itself. The result does not
@@ -84,8 +77,7 @@ class DataOptions(LoadingOptions, PictureOptions, BucketOptions, FolderOptions):
         if self.dataset_config is not None or unreadable:
             return  # its tables may say otherwise: read_dataset knows
         yield from self.problems_for(self.resolution_wh())
-        if self.random_crop and self.cache_latents:
-            yield _CROP_WITH_CACHE
+        yield from self.pixel_problems(cached=self.caches_latents, bucketed=self.enable_bucket)
 
     def resolution_problems(self) -> Iterator[Problem]:
         """Whether resolution is one or two numbers."""
@@ -94,13 +86,6 @@ class DataOptions(LoadingOptions, PictureOptions, BucketOptions, FolderOptions):
             remedy = "Write 512 or 512,768 (width,height)"
             message = "should be one or two whole numbers of at least 8"
             yield Problem("resolution", message, str(self.resolution), remedy=remedy)
-
-
-_CROP_WITH_CACHE = Problem(
-    "random_crop",
-    "cannot go with cache_latents: a cached picture has one crop",
-    remedy="Turn off random_crop or cache_latents",
-)
 
 
 class SubsetDefaults(PictureOptions):
@@ -179,7 +164,7 @@ def read_dataset(options: DataOptions, *, sources: Mapping[str, str] | None = No
     if reader.problems:
         raise ConfigError(_with_sources(reader.problems, sources or {}))
     notes = tuple(dict.fromkeys(reader.notes))
-    return DatasetConfig(datasets, options.prior_loss_weight, options.cache_latents, notes)
+    return DatasetConfig(datasets, options.prior_loss_weight, options.caches_latents, notes)
 
 
 def _with_sources(problems: list[Problem], sources: Mapping[str, str]) -> list[Problem]:
@@ -364,8 +349,10 @@ class _Reader:
                 message = "a dataset has regularisation pictures and no training pictures"
                 self.problems.append(Problem("is_reg", message, source=dataset.subsets[0].source))
             for subset in dataset.subsets:
-                if subset.pictures.random_crop and self.options.cache_latents:
-                    self.problems.append(replace(_CROP_WITH_CACHE, source=subset.source))
+                found = subset.pictures.pixel_problems(
+                    cached=self.options.caches_latents, bucketed=dataset.buckets.enable_bucket
+                )
+                self.problems += [replace(problem, source=subset.source) for problem in found]
         if datasets and not any(dataset.subsets for dataset in datasets) and not self.problems:
             self.problems.append(Problem("num_repeats", "every folder is left out", remedy=" ".join(self.notes)))
 

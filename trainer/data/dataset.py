@@ -9,17 +9,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from trainer.data.buckets import Geometry, Size, assign
 from trainer.data.captions import caption_lines, draw_caption
 from trainer.data.config import Dataset, DatasetConfig, Subset
+from trainer.data.faces import crop_to_face, face_of
+from trainer.data.images import ColourChange, MaskSource, PixelWork, draw_colour
 from trainer.data.sampler import Slot, shuffle_into_batches
-from trainer.data.scan import Picture, Progress, Scan, scan_folders
+from trainer.data.scan import BadFile, Picture, Progress, Scan, scan_folders
 from trainer.errors import DataError
 from trainer.maths.rng import python_rng
 
 _SHOWN = 20
+_CLEAR = "is transparent everywhere, so that alpha_mask leaves nothing to train. Take it out, or turn off alpha_mask"
 
 
 class LatentKey(NamedTuple):
@@ -28,6 +32,8 @@ class LatentKey(NamedTuple):
     sha256: str
     geometry: Geometry
     flipped: bool
+    interpolation: str | None
+    keeps_alpha: bool
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,11 @@ class Sample:
     repeats: int
     is_reg: bool
     loss_weight: float
+    mask_path: Path | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        return self.mask_path is not None or self.subset.pictures.alpha_mask
 
     @property
     def caption_text(self) -> str:
@@ -60,11 +71,22 @@ class View:
     geometry: Geometry
     flipped: bool
     caption: str
+    colour: ColourChange | None = None
     step: int = 0
 
     @property
     def key(self) -> LatentKey:
-        return LatentKey(self.sample.picture.sha256, self.geometry, self.flipped)
+        work = self.pixel_work
+        sha256 = self.sample.picture.sha256
+        return LatentKey(sha256, work.geometry, work.flipped, work.interpolation, work.mask == "alpha")
+
+    @property
+    def pixel_work(self) -> PixelWork:
+        """What `images.load_picture` needs to know of this use."""
+        sample, pictures = self.sample, self.sample.subset.pictures
+        mask: MaskSource = sample.mask_path or ("alpha" if pictures.alpha_mask else None)
+        interpolation = pictures.resize_interpolation
+        return PixelWork(sample.picture.path, self.geometry, self.flipped, self.colour, interpolation, mask)
 
 
 @dataclass(frozen=True)
@@ -100,22 +122,9 @@ class TrainingSet:
     @classmethod
     def build(cls, config: DatasetConfig, *, progress: Progress | None = None) -> TrainingSet:
         """Scan all folders; raises one DataError that names every bad file. progress(done, total) counts pictures."""
-        training_set, scans = cls.survey(config, progress=progress)
-        _refuse_bad_files(scans)
-        return training_set
-
-    @classmethod
-    def survey(cls, config: DatasetConfig, *, progress: Progress | None = None) -> tuple[TrainingSet, tuple[Scan, ...]]:
-        """What `build` makes, of the good pictures alone, and the scans of all folders: for reports, never to train."""
-        subsets = [(index, subset) for index, dataset in enumerate(config.datasets) for subset in dataset.subsets]
-        folders = [(subset.image_dir, subset.pictures.caption_extension) for _, subset in subsets]
-        scans = scan_folders(folders, progress=progress)
-        samples = [
-            _sample(picture, index, config.datasets[index], subset, config.prior_loss_weight)
-            for (index, subset), scan in zip(subsets, scans, strict=True)
-            for picture in scan.pictures
-        ]
-        return cls(config.datasets, tuple(samples), config.notes + tuple(_caption_notes(subsets, scans))), scans
+        survey = Survey.of(config, progress=progress)
+        _refuse_bad_files(survey.bad_files)
+        return survey.training_set
 
     def epoch_slots(self, seed: int, epoch: int) -> list[tuple[Slot, ...]]:
         """The epoch's batches, each of one dataset and bucket, in the order they are trained."""
@@ -138,6 +147,11 @@ class TrainingSet:
         if pictures.random_crop:
             rng = python_rng(seed, "crop", epoch, slot.slot)
             geometry = geometry.cropped_at(rng.randint(0, geometry.slack[0]), rng.randint(0, geometry.slack[1]))
+        zoom, face = pictures.face_zoom(), face_of(sample.picture.path)
+        if zoom and face:
+            rng = python_rng(seed, "face", epoch, slot.slot)
+            geometry = crop_to_face(sample.geometry, face, zoom=zoom, rng=rng)
+        colour = draw_colour(python_rng(seed, "colour", epoch, slot.slot)) if pictures.color_aug else None
         flipped = pictures.flip_aug and python_rng(seed, "flip", epoch, slot.slot).random() < 0.5
         caption = draw_caption(
             sample.caption_text,
@@ -147,7 +161,7 @@ class TrainingSet:
             step=step,
             total_steps=self.total_steps,
         )
-        return View(slot.slot, slot.sample, sample, geometry, flipped, caption, step)
+        return View(slot.slot, slot.sample, sample, geometry, flipped, caption, colour, step)
 
     def fixed_views(self) -> list[View]:
         """Every different picture, geometry and mirroring that can occur without random_crop, for caching."""
@@ -209,6 +223,34 @@ class TrainingSet:
         return train + order * rounds + window
 
 
+@dataclass(frozen=True)
+class Survey:
+    """A data set looked at, to train it or to report on it: the set that its good pictures make, the scans of its
+    folders in their order, and every file that stands in the way of training."""
+
+    training_set: TrainingSet
+    scans: tuple[Scan, ...]
+    bad_files: tuple[BadFile, ...]
+
+    @classmethod
+    def of(cls, config: DatasetConfig, *, progress: Progress | None = None) -> Survey:
+        """Scan all folders; progress(done, total) counts pictures."""
+        subsets = [(index, subset) for index, dataset in enumerate(config.datasets) for subset in dataset.subsets]
+        folders = [(subset.image_dir, subset.pictures.caption_extension) for _, subset in subsets]
+        scans = scan_folders(folders, progress=progress)
+        samples = [
+            _sample(picture, index, config.datasets[index], subset, config.prior_loss_weight)
+            for (index, subset), scan in zip(subsets, scans, strict=True)
+            for picture in scan.pictures
+        ]
+        clear = [s for s in samples if s.subset.pictures.alpha_mask and s.picture.alpha[1] == 0]
+        bad = [file for scan in scans for file in scan.bad] + [BadFile(s.picture.path, _CLEAR) for s in clear]
+        said = [note for scan in scans for note in scan.notes]
+        notes = dict.fromkeys([*config.notes, *_caption_notes(subsets, scans), *said])
+        training_set = TrainingSet(config.datasets, tuple(s for s in samples if s not in clear), tuple(notes))
+        return cls(training_set, scans, tuple(dict.fromkeys(bad)))
+
+
 def _sample(picture: Picture, index: int, dataset: Dataset, subset: Subset, prior_loss_weight: float) -> Sample:
     return Sample(
         picture=picture,
@@ -221,9 +263,9 @@ def _sample(picture: Picture, index: int, dataset: Dataset, subset: Subset, prio
     )
 
 
-def _refuse_bad_files(scans: Sequence[Scan]) -> None:
-    bad = list(dict.fromkeys(str(file) for scan in scans for file in scan.bad))
-    if bad:
+def _refuse_bad_files(files: Sequence[BadFile]) -> None:
+    if files:
+        bad = list(map(str, files))
         more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
         head = "1 file or folder cannot be used" if len(bad) == 1 else f"{len(bad)} files or folders cannot be used"
         raise DataError("\n  ".join([f"{head}:", *bad[:_SHOWN], *more]))

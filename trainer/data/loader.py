@@ -1,7 +1,8 @@
 """Load the micro-batches of a plan, in order; which processes decode the pictures never changes what comes out.
 
 Shapes: B pictures, C channels, H height, W width. The main process draws crop, mirroring and caption of every slot and
-hands the workers nothing but (file, geometry, mirrored); they hold no state and send 8-bit pixels back.
+hands the workers nothing but the file and what is done with it; they hold no state and send 8-bit pixels
+and masks back.
 """
 
 from __future__ import annotations
@@ -9,27 +10,39 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.buckets import Geometry, Size
+from trainer.data.buckets import Size
 from trainer.data.dataset import LatentKey, TrainingSet, View
-from trainer.data.images import RGB, load_rgb, to_pixels
+from trainer.data.images import RGB, Mask, PixelWork, load_mask, load_picture, to_masks, to_pixels
 from trainer.data.sampler import MicroBatch
 from trainer.errors import DataError
 
-_Work = tuple[tuple[Path, Geometry, bool], ...]
+
+class _Work(NamedTuple):
+    """The uses of one micro-batch. with_pixels: False for masks alone."""
+
+    uses: tuple[PixelWork, ...]
+    with_pixels: bool
+
+
+class _Decoded(NamedTuple):
+    """What a worker sends back. masks_BHW: None when none of the pictures has one, white for those without."""
+
+    rgb_BHWC: RGB | None
+    masks_BHW: Mask | None
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
     """A micro-batch ready for the model. weight: 1.0, or 0.0 for a stand-in (MicroBatch). pixels_BCHW: float32 in
-    [-1, 1], None when latents are cached. weights_B: loss weight of each picture."""
+    [-1, 1], None when latents are cached. weights_B: loss weight of each picture. masks_BHW: where the loss
+    counts, float32 from 0 to 1 at the pictures' size, None when no picture of the batch has a mask."""
 
     epoch: int
     bucket: Size
@@ -37,6 +50,7 @@ class LoadedBatch:
     views: tuple[View, ...]
     pixels_BCHW: Tensor | None
     weights_B: Tensor
+    masks_BHW: Tensor | None = None
 
     @property
     def slots(self) -> list[int]:
@@ -59,8 +73,8 @@ class LoadedBatch:
 class Loader:
     """Loads micro-batches with num_workers processes, 0 for none.
 
-    load_pixels: False when latents are cached; then nothing is decoded and no worker is started. persistent: keep the
-    workers from one call of `batches` to the next; `close` ends them.
+    load_pixels: False when latents are cached; then only masks are decoded, and without any no worker is started.
+    persistent: keep the workers from one call of `batches` to the next; `close` ends them.
     """
 
     def __init__(
@@ -74,7 +88,9 @@ class Loader:
     ) -> None:
         self._training_set = training_set
         self._seed = seed
-        self._decode = _decoder(num_workers, persistent=persistent) if load_pixels else _no_pixels
+        self._load_pixels = load_pixels
+        decodes = load_pixels or any(sample.has_mask for sample in training_set.samples)
+        self._decode = _decoder(num_workers, persistent=persistent) if decodes else _decode_nothing
 
     def batches(self, micro_batches: Iterable[MicroBatch]) -> Iterator[LoadedBatch]:
         """The loaded micro-batches in the order given; raises DataError for a picture that cannot be read any more."""
@@ -87,12 +103,14 @@ class Loader:
                     for slot in micro.slots
                 )
                 waiting.append((micro, views))
-                yield tuple((view.sample.picture.path, view.geometry, view.flipped) for view in views)
+                yield _Work(tuple(view.pixel_work for view in views), self._load_pixels)
 
-        for pixels_BCHW in self._decode(work()):
+        for decoded in self._decode(work()):
             micro, views = waiting.popleft()
             weights_B = torch.tensor([view.sample.loss_weight for view in views])
-            yield LoadedBatch(micro.epoch, micro.bucket, micro.weight, views, pixels_BCHW, weights_B)
+            pixels_BCHW = None if decoded.rgb_BHWC is None else to_pixels(decoded.rgb_BHWC)
+            masks_BHW = None if decoded.masks_BHW is None else to_masks(decoded.masks_BHW)
+            yield LoadedBatch(micro.epoch, micro.bucket, micro.weight, views, pixels_BCHW, weights_B, masks_BHW)
 
     def close(self) -> None:
         """End the worker processes; the loader can still be used and starts new ones."""
@@ -100,22 +118,30 @@ class Loader:
             self._decode.close()
 
 
-def _decoder(num_workers: int, *, persistent: bool) -> Callable[[Iterator[_Work]], Iterator[Tensor | None]]:
+def _decoder(num_workers: int, *, persistent: bool) -> Callable[[Iterator[_Work]], Iterator[_Decoded]]:
     return _WorkerDecoder(num_workers, persistent=persistent) if num_workers else _decode_here
 
 
-def _no_pixels(work: Iterator[_Work]) -> Iterator[None]:
+def _decode_nothing(work: Iterator[_Work]) -> Iterator[_Decoded]:
     for _ in work:
-        yield None
+        yield _Decoded(None, None)
 
 
-def _decode_here(work: Iterator[_Work]) -> Iterator[Tensor]:
-    for item in work:
-        yield to_pixels(_decode(item))
+def _decode_here(work: Iterator[_Work]) -> Iterator[_Decoded]:
+    yield from map(_decode, work)
 
 
-def _decode(work: _Work) -> RGB:
-    return np.stack([load_rgb(path, geometry, flipped=flipped) for path, geometry, flipped in work])
+def _decode(work: _Work) -> _Decoded:
+    if work.with_pixels:
+        pairs = [load_picture(use) for use in work.uses]
+        rgb_BHWC, masks = np.stack([rgb for rgb, _ in pairs]), [mask for _, mask in pairs]
+    else:
+        rgb_BHWC, masks = None, [load_mask(use) for use in work.uses]
+    if all(mask is None for mask in masks):
+        return _Decoded(rgb_BHWC, None)
+    width, height = work.uses[0].geometry.bucket
+    white = np.full((height, width), 255, np.uint8)
+    return _Decoded(rgb_BHWC, np.stack([white if mask is None else mask for mask in masks]))
 
 
 class _WorkerDecoder:
@@ -127,7 +153,7 @@ class _WorkerDecoder:
         self._work = _WorkQueue()
         self._loader: DataLoader[Any] | None = None
 
-    def __call__(self, work: Iterator[_Work]) -> Iterator[Tensor]:
+    def __call__(self, work: Iterator[_Work]) -> Iterator[_Decoded]:
         if self._loader is None:
             self._loader = DataLoader(
                 _Decoding(),
@@ -151,7 +177,7 @@ class _WorkerDecoder:
             if isinstance(result, str):
                 raise DataError(result)
             # fresh memory: where the pixels lie must not depend on who decoded them
-            yield to_pixels(np.array(result))
+            yield _Decoded(*(None if part is None else np.array(part) for part in result))
 
     def close(self) -> None:
         self._loader = None
@@ -179,7 +205,7 @@ class _WorkQueue:
 class _Decoding(Dataset[Any]):
     """Lives in the workers. An unreadable picture comes back as text, since exceptions lose their form on the way."""
 
-    def __getitem__(self, work: Any) -> RGB | str:
+    def __getitem__(self, work: Any) -> _Decoded | str:
         try:
             return _decode(work)
         except DataError as error:

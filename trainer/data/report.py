@@ -11,16 +11,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.data.buckets import Size
-from trainer.data.captions import draw_caption
-from trainer.data.config import DatasetConfig, Subset
-from trainer.data.dataset import Sample, TrainingSet
+from trainer.data.captions import draw_caption, plain_options
+from trainer.data.config import Subset
+from trainer.data.dataset import Sample, Survey, TrainingSet
+from trainer.data.duplicates import find_twins
 from trainer.data.sampler import Slot
-from trainer.data.scan import BadFile, Progress, Scan, count_folder
+from trainer.data.scan import BadFile, Scan, count_folder
 from trainer.maths.rng import python_rng
 
 VERSION = 1
 TINY_AREA = 4
 """A picture is tiny when the resolution has more than this many times its pixels: it is more than doubled."""
+
+_WILDCARD_DRAWS = 20
 
 CountTokens = Mapping[str, int]
 """Caption -> its tokens, start and end not counted."""
@@ -110,48 +113,41 @@ class Report:
         }
 
 
-@dataclass(frozen=True)
-class Survey:
-    """A data set looked at, good pictures and bad: what reports are made of."""
-
-    training_set: TrainingSet
-    scans: tuple[Scan, ...]
-
-    @classmethod
-    def of(cls, config: DatasetConfig, *, progress: Progress | None = None) -> Survey:
-        return cls(*TrainingSet.survey(config, progress=progress))
-
-    def captions(self) -> dict[str, str]:
-        """Path -> the caption the model would read, for captions that say something."""
-        captions = {str(sample.picture.path): _drawn(sample) for sample in self.training_set.samples}
-        return {path: caption for path, caption in captions.items() if caption}
-
-    def report(self, notes: Iterable[Note] = ()) -> Report:
-        """The report; `notes` are further warnings, from whoever can count tokens or compare pictures."""
-        batches = self.training_set.epoch_slots(0, 0)
-        datasets = tuple(_dataset(self.training_set, i, batches) for i in range(len(self.training_set.datasets)))
-        bad = tuple(dict.fromkeys(file for scan in self.scans for file in scan.bad))
-        # a folder of several datasets has each warning once
-        warnings = {(note.kind, note.path, note.message): note for note in (*self._warnings(), *notes)}
-        return Report(datasets, bad, tuple(warnings.values()), self.training_set.notes)
-
-    def _warnings(self) -> Iterator[Note]:
-        yield from _extension_notes(self.training_set, self.scans)
-        for index, dataset in enumerate(self.training_set.datasets):
-            yield from _surplus_notes(self.training_set, index)
-            area = dataset.resolution[0] * dataset.resolution[1]
-            samples = [s for s in self.training_set.samples if s.dataset == index]
-            with_files = {s.subset.image_dir for s in samples if s.picture.caption is not None}
-            for sample in samples:
-                yield from _caption_notes(sample, has_neighbours=sample.subset.image_dir in with_files)
-                yield from _size_notes(sample, area)
+def report_of(survey: Survey, notes: Iterable[Note] = ()) -> Report:
+    """The report of a data set; `notes` are further warnings, from whoever can count tokens."""
+    training_set = survey.training_set
+    batches = training_set.epoch_slots(0, 0)
+    datasets = tuple(_dataset(training_set, i, batches) for i in range(len(training_set.datasets)))
+    # a folder of several datasets has each warning once
+    warnings = {(note.kind, note.path, note.message): note for note in (*_warnings(survey), *notes)}
+    return Report(datasets, survey.bad_files, tuple(warnings.values()), training_set.notes)
 
 
-def token_notes(captions: Mapping[str, str], tokens: CountTokens, limit: int) -> Iterator[Note]:
+def captions_of(survey: Survey) -> dict[str, list[str]]:
+    """Path -> what the model would read for it, whole and in order; several where wildcards draw among them."""
+    return {str(sample.picture.path): _drawn(sample) for sample in survey.training_set.samples}
+
+
+def _warnings(survey: Survey) -> Iterator[Note]:
+    training_set = survey.training_set
+    yield from _extension_notes(training_set, survey.scans)
+    for index, dataset in enumerate(training_set.datasets):
+        yield from _surplus_notes(training_set, index)
+        area = dataset.resolution[0] * dataset.resolution[1]
+        samples = [s for s in training_set.samples if s.dataset == index]
+        with_files = {s.subset.image_dir for s in samples if s.picture.caption is not None}
+        for sample in samples:
+            yield from _caption_notes(sample, has_neighbours=sample.subset.image_dir in with_files)
+            yield from _size_notes(sample, area)
+    yield from _twin_notes(training_set)
+
+
+def token_notes(captions: Mapping[str, Sequence[str]], tokens: CountTokens, limit: int) -> Iterator[Note]:
     """Captions that are cut off: those with more than `limit` tokens."""
-    for path, caption in captions.items():
-        if tokens[caption] > limit:
-            said = f"its caption has {tokens[caption]} tokens; the model reads {limit}, and the rest is cut off"
+    for path, drawn in captions.items():
+        most = max(tokens[caption] for caption in drawn)
+        if most > limit:
+            said = f"its caption has {most} tokens; the model reads {limit}, and the rest is cut off"
             yield Note("too_many_tokens", path, said)
 
 
@@ -162,8 +158,11 @@ def caption_source(sample: Sample) -> str:
     return "class_tokens" if sample.subset.class_tokens else "empty"
 
 
-def _drawn(sample: Sample) -> str:
-    return draw_caption(sample.caption_text, sample.subset.pictures, python_rng(0, "caption", 0, 0), epoch=0, step=0)
+def _drawn(sample: Sample) -> list[str]:
+    options = plain_options(sample.subset.pictures)
+    draws = range(_WILDCARD_DRAWS if options.enable_wildcard else 1)
+    drawn = (draw_caption(sample.caption_text, options, python_rng(0, "caption", 0, i), epoch=0, step=0) for i in draws)
+    return list(dict.fromkeys(drawn))
 
 
 def _dataset(training_set: TrainingSet, index: int, epoch: Sequence[Sequence[Slot]]) -> PlannedDataset:
@@ -269,6 +268,14 @@ def _size_notes(sample: Sample, area: int) -> Iterator[Note]:
     if resized[0] > source[0] or resized[1] > source[1]:
         scale = max(resized[0] / source[0], resized[1] / source[1])
         yield Note("upscaled", path, f"is enlarged {scale:.2f} times, from {_by(source)} to {_by(resized)}")
+
+
+def _twin_notes(training_set: TrainingSet) -> Iterator[Note]:
+    """Pictures that are copies of each other, or nearly; of regularisation pictures nobody minds."""
+    pictures = [sample.picture for sample in training_set.samples if not sample.is_reg]
+    for twins in find_twins(pictures):
+        how = "is the same file as" if twins.same_bytes else "looks almost like"
+        yield Note("near_duplicate", str(twins.second.path), f"{how} {twins.first.path}")
 
 
 def _by(size: Size) -> str:

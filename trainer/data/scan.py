@@ -5,61 +5,69 @@ Never imports torch: the page uses it too.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import multiprocessing
 import os
-import struct
-import warnings
-import zlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-
+from trainer.data.decode import MAX_IMAGE_PIXELS, PICTURE_SUFFIXES, header_size, open_picture
+from trainer.data.look import Facts, Job, look
+from trainer.data.scan_cache import Remembered, ScanCache, signature_of
 from trainer.errors import DataError
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-CAPTION_SUFFIXES = (".txt", ".caption", ".cap", ".tags")
-MAX_IMAGE_PIXELS = 178_956_970
-"""Pictures with more pixels are refused before they are decoded: a small file can hold a picture that fills memory."""
+__all__ = [
+    "MAX_IMAGE_PIXELS",
+    "PICTURE_SUFFIXES",
+    "BadFile",
+    "FolderCounts",
+    "Picture",
+    "Progress",
+    "Scan",
+    "caption_path",
+    "count_folder",
+    "folder_problem",
+    "list_pictures",
+    "look_at",
+    "normal_extension",
+    "open_picture",
+    "scan_folder",
+    "scan_folders",
+]
 
+CAPTION_SUFFIXES = (".txt", ".caption", ".cap", ".tags")
+LARGE_PIXELS = 9_000_000
+"""From here on decoding a picture takes longer than most training steps."""
+
+_UNREAD_SUFFIXES = (".avif", ".gif", ".heic", ".heif", ".jfif", ".jxl", ".psd", ".tif", ".tiff")
 _POOL_FROM = 64
 _HEADERS_OF_QUICK_LOOK = 500
-_EXIF_ORIENTATION = 0x0112
+_NAMED = 10
 _BOM = b"\xef\xbb\xbf"
-# what Pillow's decoders raise for damaged files, besides what a missing file raises
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    ArithmeticError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
-    """One good picture. width and height are after the EXIF turn; caption is the text of its file, None without one."""
+    """One good picture. width and height are after the EXIF turn; caption is the text of its file, None without one.
+
+    alpha: (least, greatest) opacity, 255 is opaque. looks: perceptual hash (`duplicates`), None without features.
+    """
 
     path: Path
     width: int
     height: int
     sha256: str
     caption: str | None
+    is_animated: bool = False
+    alpha: tuple[int, int] = (255, 255)
+    looks: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -79,11 +87,12 @@ class BadFile:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds; with anything in `bad` it cannot be trained from."""
+    """What a folder holds; with anything in `bad` it cannot be trained from. notes: what people should know of it."""
 
     folder: Path
     pictures: tuple[Picture, ...]
     bad: tuple[BadFile, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_without_caption(self) -> int:
@@ -140,7 +149,7 @@ def count_folder(folder: Path, caption_extension: str = ".caption") -> FolderCou
         return FolderCounts(0, {}, None, None, 0, problem)
     pictures = list_pictures(folder)
     selection = pictures[:: -(-len(pictures) // _HEADERS_OF_QUICK_LOOK)]
-    sizes = [_header_size(path) for path in selection]
+    sizes = [header_size(path) for path in selection]
     known = sorted((size for size in sizes if size), key=lambda size: size[0] * size[1])
     return FolderCounts(
         pictures=len(pictures),
@@ -159,53 +168,6 @@ def _count_captions(folder: Path, pictures: Sequence[Path], extension: str) -> d
     return {suffix: counts[suffix] for suffix in suffixes if counts[suffix]}
 
 
-def _header_size(path: Path) -> tuple[int, int] | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _turned_size(image)
-    except _DECODE_ERRORS:
-        return None
-
-
-def _turned_size(image: Image.Image) -> tuple[int, int]:
-    """Size as people see it: EXIF orientations 5 to 8 lie on their side."""
-    width, height = image.size
-    if image.format == "PNG" and "exif" not in image.info:  # asking further would decode the picture
-        return width, height
-    return (height, width) if image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8) else (width, height)
-
-
-def open_picture(file: Path | io.BytesIO, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Decode a picture completely and turn it as its EXIF data say. The first frame of an animation.
-
-    Raises DataError with the reason only; who knows the path says it.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                width, height = image.size
-                if width * height > max_image_pixels:
-                    raise DataError(f"{width}x{height} pixels are more than the {max_image_pixels:,} allowed")
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-    except FileNotFoundError:
-        raise DataError("this file is not there any more") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"has more pixels than the {max_image_pixels:,} allowed") from None
-    except UnidentifiedImageError:
-        raise DataError("is not a picture that can be read, whatever its name says") from None
-    except _DECODE_ERRORS as error:
-        raise DataError(f"is damaged ({_short(error)})") from None
-    return image
-
-
-def _short(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
 def scan_folder(
     folder: Path,
     *,
@@ -213,7 +175,7 @@ def scan_folder(
     progress: Progress | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Scan:
-    """Decode every picture of a folder once and read its caption."""
+    """Look at every picture of a folder once and read its caption."""
     (scan,) = scan_folders([(folder, caption_extension)], progress=progress, max_image_pixels=max_image_pixels)
     return scan
 
@@ -224,32 +186,94 @@ def scan_folders(
     progress: Progress | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> tuple[Scan, ...]:
-    """scan_folder for several (folder, caption extension) with one progress; a picture named twice is decoded once."""
-    problems = [folder_problem(folder) for folder, _ in folders]
-    listed = [[] if problem else list_pictures(folder) for (folder, _), problem in zip(folders, problems, strict=True)]
-    paths = list(dict.fromkeys(path for pictures in listed for path in pictures))
-    jobs = [(path, max_image_pixels) for path in paths]
-    facts = dict(zip(paths, _with_progress(_run(jobs), len(jobs), progress), strict=True))
+    """scan_folder for several (folder, caption extension) with one progress; a folder named twice is read once."""
+    problems = {folder: folder_problem(folder) for folder, _ in folders}
+    listed = {folder: _Listing.of(folder) for folder, problem in problems.items() if not problem}
+    facts = _look_at(listed, progress, max_image_pixels)
     return tuple(
-        _scan_of(folder, extension, problem, [facts[path] for path in pictures])
-        for (folder, extension), problem, pictures in zip(folders, problems, listed, strict=True)
+        _scan_of(folder, extension, listed[folder], facts[folder])
+        if folder in listed
+        else Scan(folder, (), (BadFile(folder, problems[folder]),))
+        for folder, extension in folders
     )
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What the worker found out about one picture; reason is "" for a good one."""
+def look_at(
+    paths: Iterable[Path], *, progress: Progress | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> dict[Path, Facts]:
+    """What is to be known of single pictures, wherever they lie; good ones have reason ""."""
+    wanted = list(dict.fromkeys(paths))
+    listed: dict[Path, _Listing] = {}
+    missing: dict[Path, Facts] = {}
+    for path in wanted:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            missing[path] = Facts(reason=f"cannot be read ({error.strerror})")
+            continue
+        listed.setdefault(path.parent, _Listing({}, frozenset(), whole=False)).pictures[path.name] = stat
+    facts = _look_at(listed, progress, max_image_pixels)
+    return {path: missing[path] if path in missing else facts[path.parent][path.name] for path in wanted}
 
-    path: Path
-    width: int = 0
-    height: int = 0
-    sha256: str = ""
-    reason: str = ""
+
+class _Listing(NamedTuple):
+    """The pictures of a folder with their stat, sorted by name, and all names in it. whole: these are all pictures."""
+
+    pictures: dict[str, os.stat_result]
+    names: frozenset[str]
+    whole: bool = True
+
+    @classmethod
+    def of(cls, folder: Path) -> _Listing:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        pictures = {e.name: e.stat() for e in found if e.name.lower().endswith(PICTURE_SUFFIXES) and e.is_file()}
+        return cls(pictures, frozenset(entry.name for entry in found))
 
 
-def _scan_of(folder: Path, extension: str, problem: str, facts: Sequence[_Facts]) -> Scan:
-    bad = [BadFile(folder, problem)] if problem else []
-    captions = {} if problem else _count_captions(folder, [fact.path for fact in facts], extension)
+def _look_at(
+    listed: Mapping[Path, _Listing], progress: Progress | None, max_image_pixels: int
+) -> dict[Path, dict[str, Facts]]:
+    """The facts of all pictures, folder by folder: remembered ones at once, the others looked at together."""
+    cache = ScanCache()
+    now = time.time_ns()
+    total = sum(len(listing.pictures) for listing in listed.values())
+    remembered = {folder: cache.read(folder) for folder in listed}
+    found: dict[Path, dict[str, Facts]] = {}
+    jobs: list[tuple[Path, str, Job]] = []
+    for folder, listing in listed.items():
+        known, facts = remembered[folder], found.setdefault(folder, {})
+        for name, stat in listing.pictures.items():
+            before = known.get(name)
+            if before and before.facts.width * before.facts.height > max_image_pixels:
+                before = None
+            if before and before.signature and before.signature == signature_of(stat, read_at_ns=now):
+                facts[name] = before.facts
+            else:
+                facts[name] = Facts()  # keeps the order
+                jobs.append((folder, name, Job(str(folder / name), max_image_pixels, before and before.facts)))
+    done = total - len(jobs)
+    if progress and done:
+        progress(done, total)
+    for (folder, name, _), fresh in zip(jobs, _run([job for _, _, job in jobs]), strict=True):
+        found[folder][name] = fresh
+        done += 1
+        if progress:
+            progress(done, total)
+    for folder in dict.fromkeys(folder for folder, _, _ in jobs):
+        listing = listed[folder]
+        entries = {
+            name: Remembered(signature_of(listing.pictures[name], read_at_ns=now), facts)
+            for name, facts in found[folder].items()
+        }
+        cache.write(folder, entries if listing.whole else remembered[folder] | entries)
+    return found
+
+
+def _scan_of(folder: Path, extension: str, listing: _Listing, facts: Mapping[str, Facts]) -> Scan:
+    paths = {name: folder / name for name in facts}
+    bad: list[BadFile] = []
+    captions = _count_captions(folder, list(paths.values()), extension)
     if captions and normal_extension(extension) not in captions:
         other = max(captions, key=lambda suffix: captions[suffix])
         reason = (
@@ -257,16 +281,43 @@ def _scan_of(folder: Path, extension: str, problem: str, facts: Sequence[_Facts]
             f"Set caption_extension to {other}"
         )
         bad.append(BadFile(folder, reason))
+    lowered = frozenset(name.lower() for name in listing.names)  # where Cat.TXT is also cat.txt
     pictures: list[Picture] = []
-    for fact in facts:
-        caption, reason = _read_caption(caption_path(fact.path, extension))
+    for name, fact in facts.items():
+        caption_name = os.path.splitext(name)[0] + normal_extension(extension)
+        caption, reason = _read_caption(folder / caption_name) if caption_name.lower() in lowered else (None, "")
         if reason:
-            bad.append(BadFile(caption_path(fact.path, extension), reason))
+            bad.append(BadFile(folder / caption_name, reason))
         if fact.reason:
-            bad.append(BadFile(fact.path, fact.reason))
+            bad.append(BadFile(paths[name], fact.reason))
         if not reason and not fact.reason:
-            pictures.append(Picture(fact.path, fact.width, fact.height, fact.sha256, caption))
-    return Scan(folder, tuple(pictures), tuple(bad))
+            size = (fact.width, fact.height)
+            pictures.append(Picture(paths[name], *size, fact.sha256, caption, fact.is_animated, fact.alpha, fact.looks))
+    return Scan(folder, tuple(pictures), tuple(bad), tuple(_notes(folder, extension, listing, pictures)))
+
+
+def _notes(folder: Path, extension: str, listing: _Listing, pictures: Sequence[Picture]) -> Iterator[str]:
+    """What is well but should be known."""
+    if animated := [p.path.name for p in pictures if p.is_animated]:
+        yield f"{folder}: only the first frame is trained of {_list(animated)}"
+    if transparent := sum(p.alpha[0] < 255 for p in pictures):
+        yield f"{folder}: {transparent} pictures have transparent areas; white lies under them, but with alpha_mask"
+    if large := sum(p.width * p.height > LARGE_PIXELS for p in pictures):
+        yield f"{folder}: {large} pictures have more than 9 megapixels; smaller copies would load faster"
+    unread = [n for n in listing.names if n.lower().endswith(_UNREAD_SUFFIXES) and n not in listing.pictures]
+    if unread:
+        yield f"{folder}: left out, since they are none of {', '.join(PICTURE_SUFFIXES)}: {_list(sorted(unread))}"
+    stems: dict[str, list[str]] = {}
+    for name in listing.pictures:
+        stems.setdefault(os.path.splitext(name)[0], []).append(name)
+    shared = {stem: names for stem, names in stems.items() if len(names) > 1}
+    if twins := [" and ".join(n) for stem, n in shared.items() if stem + normal_extension(extension) in listing.names]:
+        yield f"{folder}: one {normal_extension(extension)} file is the caption of {_list(twins)}"
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _read_caption(path: Path) -> tuple[str | None, str]:
@@ -288,32 +339,16 @@ def _read_caption(path: Path) -> tuple[str | None, str]:
     return text, ""
 
 
-def _look(job: tuple[Path, int]) -> _Facts:
-    """Decode one picture; runs in worker processes."""
-    path, max_image_pixels = job
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return _Facts(path, reason=f"cannot be read ({error.strerror})")
-    if not data:
-        return _Facts(path, reason="is empty (0 bytes)")
-    try:
-        image = open_picture(io.BytesIO(data), max_image_pixels=max_image_pixels)
-    except DataError as error:
-        return _Facts(path, reason=str(error))
-    return _Facts(path, image.width, image.height, hashlib.sha256(data).hexdigest())
-
-
-def _run(jobs: Sequence[tuple[Path, int]]) -> Iterator[_Facts]:
+def _run(jobs: Sequence[Job]) -> Iterator[Facts]:
     """Look at all pictures in order; many of them in several processes."""
     num_workers = min(_num_cores(), 8)
     if len(jobs) <= _POOL_FROM or num_workers == 1:
-        yield from map(_look, jobs)
+        yield from map(look, jobs)
         return
     context = multiprocessing.get_context("spawn")  # fork is unsafe once torch has threads
     with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         try:
-            yield from pool.map(_look, jobs, chunksize=16)
+            yield from pool.map(look, jobs, chunksize=16)
         except BrokenProcessPool:
             raise DataError(
                 "a process that decodes pictures was ended from outside",
@@ -323,10 +358,3 @@ def _run(jobs: Sequence[tuple[Path, int]]) -> Iterator[_Facts]:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if "sched_getaffinity" in vars(os) else os.cpu_count() or 1
-
-
-def _with_progress(items: Iterable[_Facts], total: int, progress: Progress | None) -> Iterator[_Facts]:
-    for done, item in enumerate(items, start=1):
-        yield item
-        if progress:
-            progress(done, total)

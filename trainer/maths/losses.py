@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from trainer.lazy import torch
 from trainer.maths.diffusion import Diffusion
 from trainer.schema import Options, opt
 
@@ -23,10 +24,25 @@ class LossOptions(Options):
     """Weighs noise levels by min(SNR, gamma) / SNR so that easy, nearly clean pictures do not rule the training; the
     paper recommends 5. Unset: all levels weigh the same. Hang et al., 2023, https://arxiv.org/abs/2303.09556"""
 
+    masked_loss: bool = opt(False)
+    """Train only where the masks are white: those of conditioning_data_dir, or the transparency of the pictures with
+    alpha_mask. A picture's loss is the mean over its mask, however much of it is black."""
 
-def picture_loss(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Mean squared error of each picture [B], in float32."""
-    return (prediction_BCHW.float() - target_BCHW.float()).square().mean(dim=(1, 2, 3))
+
+def picture_loss(prediction_BCHW: Tensor, target_BCHW: Tensor, masks_BHW: Tensor | None = None) -> Tensor:
+    """Mean squared error of each picture [B], in float32, over the whole picture or weighed by a mask.
+
+    masks_BHW: 0 to 1, at the size of the latents or larger, in which case it is averaged over areas. A mask whose
+    crop holds nothing but black gives 0.
+    """
+    error_BCHW = (prediction_BCHW.float() - target_BCHW.float()).square()
+    if masks_BHW is None:
+        return error_BCHW.mean(dim=(1, 2, 3))
+    error_BHW = error_BCHW.mean(dim=1)
+    height, width = error_BHW.shape[1:]
+    weights_BHW = torch.nn.functional.adaptive_avg_pool2d(masks_BHW.to(error_BHW), (height, width))
+    total_B = weights_BHW.sum(dim=(1, 2))
+    return (error_BHW * weights_BHW).sum(dim=(1, 2)) / total_B.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def level_weight(options: LossOptions, diffusion: Diffusion, timesteps_B: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from trainer import config as run_config
 from trainer.config import RunConfig
 from trainer.data.config import DataOptions, read_dataset
-from trainer.data.report import VERSION, Note, PlannedDataset, Report, Survey, token_notes
+from trainer.data.dataset import Survey
+from trainer.data.report import VERSION, Note, PlannedDataset, Report, captions_of, report_of, token_notes
 from trainer.errors import EXIT_CODE, Problem, TrainerError
 from trainer.families.sd1 import BUILT_IN
 from trainer.lazy import transformers
@@ -87,13 +88,13 @@ def look(config: ReportConfig, *, progress: Callable[[int, int], None] | None = 
     """Scan and plan; bad files are in the report, settings that cannot be right raise."""
     survey = Survey.of(read_dataset(config.data, sources=config.sources), progress=progress and _Throttle(progress))
     model = config.report.pretrained_model_name_or_path
-    return survey.report(_long_captions(survey, model, config.report.max_token_length or 75))
+    return report_of(survey, _long_captions(survey, model, config.report.max_token_length or 75))
 
 
 def _long_captions(survey: Survey, model: str | None, limit: int) -> Iterator[Note]:
-    captions = survey.captions()
-    texts = list(dict.fromkeys(captions.values()))
-    if not texts:
+    captions = captions_of(survey)
+    texts = list(dict.fromkeys(text for drawn in captions.values() for text in drawn))
+    if not any(texts):
         return
     try:
         counts = count_tokens(tokenizer_folder(model), texts)

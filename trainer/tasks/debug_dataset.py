@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainer.data.dataset import TrainingSet, View
-    from trainer.data.loader import LoadedBatch
+    from trainer.data.loader import LoadedBatch, Loader
+    from trainer.data.sampler import MicroBatch, StepPlan
 
 INDEX = "index.json"
 ON_THE_PAGE = 12
@@ -77,6 +78,7 @@ class DebugDatasetConfig(RunConfig):
 def run(config: DebugDatasetConfig, folder: RunFolder, events: Events) -> None:
     """Scan, and write what would be trained."""
     from trainer.data.dataset import TrainingSet
+    from trainer.tasks.training import look_at  # which imports this module for its flag
 
     config = with_seed(config, "length")
     events.phase("scanning")
@@ -84,28 +86,38 @@ def run(config: DebugDatasetConfig, folder: RunFolder, events: Events) -> None:
     training_set = TrainingSet.build(dataset, progress=lambda done, total: events.phase("scanning", done, total))
     for note in training_set.notes:
         events.warning(note)
-    show(training_set, config.length, config.shown, folder, events)
+    look_at(training_set, config, config.shown, folder, events)
 
 
 def show(
-    training_set: TrainingSet, length: LengthOptions, options: ShownOptions, folder: RunFolder, events: Events
+    training_set: TrainingSet,
+    plan_epoch: Callable[[int], Sequence[StepPlan]],
+    options: ShownOptions,
+    folder: RunFolder,
+    events: Events,
+    *,
+    seed: int,
 ) -> None:
     """Write the batches of the first epochs; stops at the limit, at a request, or when Esc is pressed."""
+    from trainer.data.loader import Loader
+
     if os.environ.get("RANK", "0") != "0":
         return
     began = time.monotonic()
     at_terminal = host.has_keyboard()
-    writer = _Writer(_folder_for(options, folder), length.seed or 0, folder, events)
+    writer = _Writer(_folder_for(options, folder), seed, folder, events)
+    loader = Loader(training_set, seed=seed)
     last_epoch = options.debug_epochs or (None if at_terminal else 1)
-    limit = None if at_terminal else options.debug_max_pictures
+    limit = sys.maxsize if at_terminal else options.debug_max_pictures
     stopped = False
     events.phase("writing")
     try:
         with _asking() if at_terminal else contextlib.nullcontext(_never_ask) as ask:
             for epoch in itertools.islice(itertools.count(), last_epoch):
-                answer = _show_epoch(training_set, length, epoch, writer, ask, limit)
+                micro_batches = [micro for step in plan_epoch(epoch) for micro in step.micro_batches[0]]
+                answer = _show_epoch(loader, micro_batches, writer, ask, limit)
                 stopped = folder.take("stop")
-                if stopped or answer == "stop" or (limit and writer.count >= limit):
+                if stopped or answer == "stop" or writer.count >= limit:
                     break
     finally:
         writer.write_index()
@@ -116,35 +128,18 @@ def show(
 
 
 def _show_epoch(
-    training_set: TrainingSet,
-    length: LengthOptions,
-    epoch: int,
-    writer: _Writer,
-    ask: Callable[[], str],
-    limit: int | None,
+    loader: Loader, micro_batches: Sequence[MicroBatch], writer: _Writer, ask: Callable[[], str], limit: int
 ) -> str:
     """Write an epoch's batches until the answer after one of them is another than "next"."""
-    from trainer.data.loader import Loader
-    from trainer.data.sampler import plan_epoch
-
-    steps = plan_epoch(
-        training_set,
-        seed=length.seed or 0,
-        epoch=epoch,
-        accumulation=length.gradient_accumulation_steps,
-        processes=1,
-    )
-    micro_batches = [micro for step in steps for micro in step.micro_batches[0]]
-    total = min(limit or sys.maxsize, writer.count + sum(len(micro.slots) for micro in micro_batches))
-    loader = Loader(training_set, seed=length.seed or 0)
+    total = min(limit, writer.count + sum(len(micro.slots) for micro in micro_batches))
     for number, batch in enumerate(loader.batches(micro_batches), start=1):
-        writer.write(batch, number, of=len(micro_batches), room=(limit or sys.maxsize) - writer.count)
+        writer.write(batch, number, of=len(micro_batches), room=limit - writer.count)
         writer.events.phase("writing", writer.count, total)
-        if writer.count >= total or writer.folder.asked("stop"):
-            break
+        if writer.count >= limit or writer.folder.asked("stop"):
+            return "stop"
         if (answer := ask()) != "next":
             return answer
-    return "next" if writer.folder.asked("stop") else ask()
+    return "next"
 
 
 def _folder_for(options: ShownOptions, folder: RunFolder) -> Path:
@@ -212,7 +207,11 @@ class _Writer:
             _as_image(pixels_CHW).save(self.path / f"{name}.png")
             (self.path / f"{name}.txt").write_text(view.caption + "\n", encoding="utf-8")
             sys.stderr.write(f"  {view.sample.picture.path}: {view.caption}\n")
-            pictures.append({"file": f"{name}.png", **_facts(view)})
+            mask = f"{name}_mask.png" if batch.masks_BHW is not None and view.sample.has_mask else None
+            if mask and batch.masks_BHW is not None:
+                levels_HW = (batch.masks_BHW[place - 1] * 255).round()
+                Image.fromarray(levels_HW.numpy().astype(np.uint8)).save(self.path / mask)
+            pictures.append({"file": f"{name}.png", "mask": mask, **_facts(view)})
             self._show(f"{name}.png", view)
         self.count += len(pictures)
         entry = {"epoch": batch.epoch + 1, "batch": number, "bucket": batch.bucket, "pictures": pictures}
@@ -238,6 +237,8 @@ def _facts(view: View) -> dict[str, Any]:
         "resized": view.geometry.resized,
         "crop": view.geometry.crop,
         "flipped": view.flipped,
+        "colour_changed": view.colour is not None,
+        "step": view.step + 1,
         "is_reg": view.sample.is_reg,
         "loss_weight": view.sample.loss_weight,
     }

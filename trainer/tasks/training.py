@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from trainer.data.sampler import StepPlan
     from trainer.families.base import Family
     from trainer.methods.base import Method
+    from trainer.tasks.debug_dataset import DebugDatasetConfig, ShownOptions
     from trainer.tasks.train_network import TrainNetworkConfig
 
 
@@ -69,7 +70,7 @@ def schedule_of(length: LengthOptions, plan_epoch: Callable[[int], Sequence[Any]
 
 
 def epoch_planner(
-    training_set: TrainingSet, config: TrainNetworkConfig, *, processes: int
+    training_set: TrainingSet, config: TrainNetworkConfig | DebugDatasetConfig, *, processes: int
 ) -> Callable[[int], list[StepPlan]]:
     """plan_epoch(epoch) of this run; the last plans are kept, since schedule, loop and loader ask for the same."""
     from functools import lru_cache
@@ -94,6 +95,20 @@ def epoch_planner(
         return steps
 
     return plan
+
+
+def look_at(
+    training_set: TrainingSet,
+    config: TrainNetworkConfig | DebugDatasetConfig,
+    options: ShownOptions,
+    folder: RunFolder,
+    events: Events,
+) -> None:
+    """Write what one process would train, in place of training it."""
+    plan_epoch = epoch_planner(training_set, config, processes=1)
+    total_steps = schedule_of(config.length, plan_epoch).total_steps
+    training_set = dataclasses.replace(training_set, total_steps=total_steps)
+    debug_dataset.show(training_set, plan_epoch, options, folder, events, seed=config.length.seed or 0)
 
 
 def disk_problem(config: TrainNetworkConfig, schedule: Schedule, first_step: int, model_bytes: int) -> Problem | None:
@@ -126,7 +141,7 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
     events.phase("scanning")
     training_set = _scan(config, events)
     if config.debug.debug_dataset:
-        return debug_dataset.show(training_set, config.length, config.debug, folder, events)
+        return look_at(training_set, config, config.debug, folder, events)
 
     events.phase("loading")
     accelerator = _accelerator(config, events)
@@ -222,7 +237,15 @@ def _scan(config: TrainNetworkConfig, events: Events) -> TrainingSet:
     training_set = TrainingSet.build(dataset, progress=lambda done, total: events.phase("scanning", done, total))
     for note in training_set.notes:
         events.warning(note)
+    _refuse_missing_masks(config, training_set)
     return training_set
+
+
+def _refuse_missing_masks(config: TrainNetworkConfig, training_set: TrainingSet) -> None:
+    if config.loss.masked_loss and not any(sample.has_mask for sample in training_set.samples):
+        remedy = "Set alpha_mask, or conditioning_data_dir in the dataset file, or turn masked_loss off"
+        source = config.sources.get("masked_loss", "")
+        raise ConfigError([Problem("masked_loss", "no picture has a mask", "true", source, remedy)])
 
 
 def _accelerator(config: TrainNetworkConfig, events: Events) -> Accelerator:
@@ -271,7 +294,7 @@ def _build_parts(
     loader = Loader(
         training_set,
         seed=config.length.seed or 0,
-        load_pixels=not config.data.cache_latents,
+        load_pixels=not config.data.caches_latents,
         num_workers=config.data.max_data_loader_n_workers,
         persistent=config.data.persistent_data_loader_workers,
     )
@@ -301,7 +324,7 @@ def _latents(
     def noise(batch: LoadedBatch, shape: Sequence[int]) -> Tensor:
         return randn_slots(seed, "latent", batch.epoch, batch.slots, shape)
 
-    if config.data.cache_latents:
+    if config.data.caches_latents:
         say = lambda done, total: events.phase("caching", done, total)  # noqa: E731
         cache = LatentCache.build(training_set, family.encode_latents, batch_size=batch_size, progress=say)
         # the VAE has done its work; sampling brings it back
