@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import dataset_toml, datasets
+from kohya_gui import dataset_findings, dataset_toml
 from kohya_gui import dataset_views as views
 from kohya_gui.background import Works
 from kohya_gui.dataset_report import Looks
@@ -122,7 +122,7 @@ class DatasetPage:
         if not text.strip():
             return ["", views.table([], ""), views.bar([], 0, is_saved=False, path="")]
         try:
-            found = datasets.findings(text, self.shared.base_of(base), self.settings.home)
+            found = dataset_findings.findings(text, self.shared.base_of(base), self.settings.home)
             entries = self.shared.counted(text, base)
         except TrainerError as error:
             return [f'<div class="ds-finding bad" role="status">{views.bad(str(error))}</div>', gr.skip(), gr.skip()]
@@ -135,9 +135,9 @@ class DatasetPage:
     def mend(self, text: str, base: str, event: gr.EventData) -> Any:
         """A finding's button."""
         try:
-            found = datasets.findings(text, self.shared.base_of(base), self.settings.home)
+            found = dataset_findings.findings(text, self.shared.base_of(base), self.settings.home)
             fix = next(finding.fix for finding in found if finding.key == str(event.value) and finding.fix)
-            return datasets.apply(text, fix)
+            return dataset_findings.apply(text, fix)
         except (TrainerError, StopIteration):
             return gr.skip()
 

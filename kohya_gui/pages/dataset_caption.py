@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import dataset_files, dataset_preview, tokens
+from kohya_gui import dataset_files, dataset_preview, report_views, tokens
 from kohya_gui import dataset_views as views
 from kohya_gui.dataset_files import Edit, plain
 from kohya_gui.dataset_report import Picture, Report
@@ -79,7 +79,7 @@ class CaptionPart:
             return [views.good("Nothing was changed."), *_buttons(asking=False)]
         if not text.strip():
             return [views.bad("an empty caption would stop a training"), *_buttons(asking=False)]
-        return [views.difference(str(path), old, text), *_buttons(asking=True)]
+        return [report_views.difference(str(path), old, text), *_buttons(asking=True)]
 
     def forget(self, seen: str) -> list[Any]:
         """The box as the file is."""
@@ -101,7 +101,7 @@ class CaptionPart:
         said = views.good(f"Written to {edit.path}.")
         drawn = dataset_preview.draws(self.shared.looks.draft(key), report, picture, caption=text)
         undo = gr.update(visible=True, value=f"Undo {picture.path.stem}")
-        shown = views.draws(drawn, tokens.LIMIT)
+        shown = report_views.draws(drawn, tokens.LIMIT)
         return [json.dumps(text), edit.as_json(), undo, shown, said, *_buttons(asking=False)]
 
     def take_back(self, edit: str, seen: str) -> list[Any]:

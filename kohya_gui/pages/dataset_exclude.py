@@ -8,16 +8,17 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import dataset_files, dataset_toml
+from kohya_gui import dataset_files, dataset_toml, report_views
 from kohya_gui import dataset_views as views
 from kohya_gui.background import Work
 from kohya_gui.dataset_files import Copy
+from kohya_gui.dataset_findings import Counted
 from kohya_gui.dataset_report import Report
-from kohya_gui.dataset_views import View
-from kohya_gui.datasets import Counted, count
+from kohya_gui.datasets import count
 from kohya_gui.pages.browser import QUIET
 from kohya_gui.pages.dataset_parts import Shared, html, read_view, session
 from kohya_gui.pictures import safe_stem
+from kohya_gui.report_views import View
 from trainer.errors import DataError, TrainerError
 
 
@@ -46,7 +47,7 @@ class ExcludePart:
 
     def show(self, report: Report, view: View) -> list[Any]:
         """The line, when anything is excluded."""
-        return [gr.update(visible=bool(view.excluded)), views.exclusions(report, view)]
+        return [gr.update(visible=bool(view.excluded)), report_views.exclusions(report, view)]
 
     def attach(self, shared: Shared) -> None:
         """Wire the part."""

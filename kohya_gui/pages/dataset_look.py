@@ -8,14 +8,14 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import dataset_preview, tokens
+from kohya_gui import dataset_preview, report_views, tokens
 from kohya_gui import dataset_views as views
 from kohya_gui.dataset_report import Cancelled, Look, Picture, Report
-from kohya_gui.dataset_views import View
 from kohya_gui.pages.browser import QUIET
 from kohya_gui.pages.dataset_caption import CaptionPart
 from kohya_gui.pages.dataset_exclude import ExcludePart
 from kohya_gui.pages.dataset_parts import LIVE, Shared, digest, html, read_view, session, write_view
+from kohya_gui.report_views import View
 from trainer.errors import TrainerError
 
 STALE = "The data set was changed since these pictures were checked."
@@ -87,7 +87,7 @@ class LookPart:
         try:
             for now in self.shared.looks.run(text, self.shared.base_of(base), session(request)):
                 if isinstance(now, Look):
-                    yield [wait, gr.skip(), views.progress(now), *skip]
+                    yield [wait, gr.skip(), report_views.progress(now), *skip]
                 else:
                     key = now
             report = self.shared.looks.report(key)
@@ -111,12 +111,12 @@ class LookPart:
         seen = has_pictures or bool(report.warnings)
         return [
             write_view(view),
-            views.summary(report),
+            report_views.summary(report),
             gr.update(visible=seen),
-            views.histogram(report),
-            views.warnings(report, view),
+            report_views.histogram(report),
+            report_views.warnings(report, view),
             gr.update(visible=has_pictures),
-            views.grid(report, view),
+            report_views.grid(report, view),
             *self.exclude.show(report, view),
         ]
 
@@ -129,7 +129,7 @@ class LookPart:
         if act in ("open", "caption"):
             return self._open(report, view, key, value)
         view = _changed(view, act, value)
-        shown = [write_view(view), views.warnings(report, view), views.grid(report, view)]
+        shown = [write_view(view), report_views.warnings(report, view), report_views.grid(report, view)]
         rest = len(self.acted) - 3 - len(self.exclude.outputs)
         return [*shown, *self.exclude.show(report, view), *[gr.skip() for _ in range(rest)]]
 
@@ -139,7 +139,7 @@ class LookPart:
             return [gr.skip() for _ in self.acted]
         view = replace(view, chosen=picture.number)
         unchanged = [gr.skip() for _ in range(2 + len(self.exclude.outputs))]
-        detail = [views.detail(report, picture), self._draws(report, picture, key)]
+        detail = [report_views.detail(report, picture), self._draws(report, picture, key)]
         return [write_view(view), *unchanged, *detail, *self.caption.open(report, picture)]
 
     def _draws(self, report: Report, picture: Picture, key: str) -> str:
@@ -147,7 +147,7 @@ class LookPart:
             found = dataset_preview.draws(self.shared.looks.draft(key), report, picture)
         except (TrainerError, OSError, IndexError) as error:
             return views.bad(f"the captions cannot be drawn: {error}")
-        return views.draws(found, tokens.LIMIT)
+        return report_views.draws(found, tokens.LIMIT)
 
     def _report(self, key: str) -> Report | None:
         try:

@@ -11,12 +11,12 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import datasets
+from kohya_gui import dataset_findings
 from kohya_gui.background import Works
+from kohya_gui.dataset_findings import Counted
 from kohya_gui.dataset_report import Looks
-from kohya_gui.dataset_views import View
-from kohya_gui.datasets import Counted
 from kohya_gui.pages.browser import QUIET
+from kohya_gui.report_views import View
 from kohya_gui.settings import Settings
 from trainer.errors import TrainerError
 
@@ -68,7 +68,7 @@ class Shared:
     def counted(self, text: str, base: str) -> list[Counted]:
         """The folders of a description; nothing while it cannot be read."""
         try:
-            return datasets.counted(text, self.base_of(base), self.settings.home)
+            return dataset_findings.counted(text, self.base_of(base), self.settings.home)
         except TrainerError:
             return []
 

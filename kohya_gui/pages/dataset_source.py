@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import dataset_files, dataset_toml, datasets, pictures, sentences, tokens
+from kohya_gui import dataset_files, dataset_findings, dataset_toml, datasets, pictures, sentences, tokens
 from kohya_gui import dataset_views as views
 from kohya_gui.background import Work
 from kohya_gui.datasets import Found, Kind
@@ -164,13 +164,13 @@ class SourcePart:
     def see_words(self, text: str, base: str, words: str) -> str:
         """Tokens of the identifier, and captions that use its words."""
         entries = self.shared.counted(text, base)
-        captions = list(datasets.captions_of(entries)) if words.strip() else []
+        captions = list(dataset_findings.captions_of(entries)) if words.strip() else []
         return views.identifier(words, tokens.uses(words, captions), len(captions))
 
     def set_words(self, text: str, words: str) -> Any:
         """Put the identifier into the one training folder."""
         try:
-            return datasets.set_words(text, words)
+            return dataset_findings.set_words(text, words)
         except TrainerError:
             return gr.skip()
 
@@ -183,7 +183,7 @@ class SourcePart:
     def set_kind(self, text: str, base: str, kind: Kind, metadata: str) -> Any:
         """Describe the training folders in another way."""
         try:
-            return datasets.set_kind(text, self.shared.counted(text, base), kind, metadata)
+            return dataset_findings.set_kind(text, self.shared.counted(text, base), kind, metadata)
         except TrainerError:
             return gr.skip()
 
@@ -228,7 +228,7 @@ class SourcePart:
         self.shared.works.cancel(session(request))
 
 
-def _kind_words(kind: Kind, entries: Sequence[datasets.Counted]) -> str:
+def _kind_words(kind: Kind, entries: Sequence[dataset_findings.Counted]) -> str:
     if not entries:
         return ""
     captions, total = sum(e.captions for e in entries), sum(e.pictures for e in entries)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kohya_gui import dataset_toml, datasets, thumbs
+from kohya_gui import dataset_findings, dataset_toml, datasets, thumbs
 from trainer.data.config import DataOptions, read_dataset
 
 
@@ -21,8 +21,8 @@ def make(folder: Path, count: int, *, captions: int = 0, suffix: str = ".txt", t
     return folder
 
 
-def findings(text: str, base: Path) -> dict[str, datasets.Finding]:
-    return {finding.key.split()[0]: finding for finding in datasets.findings(text, base, base)}
+def findings(text: str, base: Path) -> dict[str, dataset_findings.Finding]:
+    return {finding.key.split()[0]: finding for finding in dataset_findings.findings(text, base, base)}
 
 
 # --- what was found ---
@@ -110,7 +110,10 @@ def test_metadata_beside_pictures(tmp_path: Path) -> None:
     assert found.kind == "metadata" and found.metadata == (folder / "meta.json",)
     text = datasets.describe(found, kind="metadata")
     assert dataset_toml.subsets(text)[0].metadata_file == str(folder / "meta.json")
-    assert list(datasets.captions_of(datasets.counted(text, tmp_path, tmp_path))) == ["shs, dog", "a cat"]
+    assert list(dataset_findings.captions_of(dataset_findings.counted(text, tmp_path, tmp_path))) == [
+        "shs, dog",
+        "a cat",
+    ]
 
 
 def test_a_broken_dataset_file_says_where(tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_the_wrong_caption_extension_is_one_click(tmp_path: Path) -> None:
     finding = findings(text, tmp_path)["extension"]
     assert "3 .txt, 0 .caption" in finding.text and finding.level == "bad"
     assert finding.fix is not None and finding.fix.label == "Use .txt"
-    mended = datasets.apply(text, finding.fix)
+    mended = dataset_findings.apply(text, finding.fix)
     assert findings(mended, tmp_path) == {} and mended.startswith("# mine")
     assert dataset_toml.subsets(mended)[0].extension == ".txt"
 
@@ -162,9 +165,9 @@ def test_the_rule_for_repeats(tmp_path: Path) -> None:
     finding = findings(text, tmp_path)["repeats"]
     assert "6 training uses" in finding.text and "20 regularisation" in finding.text
     assert finding.fix is not None and finding.fix.label == "Use 8 repeats"
-    mended = datasets.apply(text, finding.fix)
+    mended = dataset_findings.apply(text, finding.fix)
     assert findings(mended, tmp_path) == {}
-    training, reg = datasets.counted(mended, tmp_path, tmp_path)
+    training, reg = dataset_findings.counted(mended, tmp_path, tmp_path)
     assert training.uses >= reg.uses
     assert "repeats" not in findings(dataset_toml.change(text, (0, 0), {"num_repeats": 7}), tmp_path)
 
@@ -175,8 +178,8 @@ def test_concepts_are_balanced(tmp_path: Path) -> None:
     text = dataset_toml.new([{"image_dir": n, "class_tokens": n, "num_repeats": 2} for n in ("a", "b")])
     finding = findings(text, tmp_path)["balance"]
     assert finding.fix is not None
-    mended = datasets.apply(text, finding.fix)
-    assert [entry.uses for entry in datasets.counted(mended, tmp_path, tmp_path)] == [32, 32]
+    mended = dataset_findings.apply(text, finding.fix)
+    assert [entry.uses for entry in dataset_findings.counted(mended, tmp_path, tmp_path)] == [32, 32]
     assert "balance" not in findings(mended, tmp_path)
 
 
