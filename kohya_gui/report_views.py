@@ -190,7 +190,7 @@ def exclusions(report: Report | None, view: View) -> str:
 # one picture
 
 
-def detail(report: Report, picture: Picture) -> str:
+def detail(report: Report, picture: Picture, view: View) -> str:
     """A picture with its crop, and how it will be trained."""
     data = thumbs.preview(picture.path)
     left, top, right, bottom = picture.crop
@@ -212,8 +212,10 @@ def detail(report: Report, picture: Picture) -> str:
         "Folder": str(folder.get("image_dir", "")),
     }
     rows = "".join(f"<dt>{name}</dt><dd>{escaped(value)}</dd>" for name, value in facts.items())
+    is_out = str(picture.path) in view.excluded
+    leave = button("include" if is_out else "exclude", "Take back" if is_out else "Exclude", picture.path)
     return (
-        f"<h3>{escaped(picture.path.name)}</h3>"
+        f"<h3>{escaped(picture.path.name)} {leave}</h3>"
         f'<div class="ds-picture"><div>{image}<i class="ds-crop" style="{box}"></i></div></div><dl>{rows}</dl>'
     )
 

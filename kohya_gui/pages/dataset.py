@@ -15,7 +15,7 @@ from kohya_gui.pages.browser import QUIET, FolderBrowser
 from kohya_gui.pages.dataset_build import BuildPart
 from kohya_gui.pages.dataset_layout import LayoutPart
 from kohya_gui.pages.dataset_look import LookPart
-from kohya_gui.pages.dataset_parts import LIVE, Shared, hidden, html
+from kohya_gui.pages.dataset_parts import KEEP, KEPT, LIVE, Shared, hidden, html
 from kohya_gui.pages.dataset_reg import RegPart
 from kohya_gui.pages.dataset_source import SourcePart
 from kohya_gui.pages.run import ASSETS, RunPage
@@ -83,7 +83,9 @@ class DatasetPage:
                 "Use this in Train", variant="primary", scale=0, min_width=170, elem_id="ds-use"
             )
 
-    def attach(self, tabs: gr.Tabs, train_tab: str, train_pictures: gr.Textbox, run_page: RunPage) -> None:
+    def attach(
+        self, demo: gr.Blocks, tabs: gr.Tabs, train_tab: str, train_pictures: gr.Textbox, run_page: RunPage
+    ) -> None:
         """Wire the tab, once all tabs are laid. train_pictures: the Train tab's box for pictures."""
         shared = self.shared
         self.source.attach(shared, self.path)
@@ -92,18 +94,23 @@ class DatasetPage:
         self.layout.attach(shared)
         self.reg.attach(shared, tabs, run_page)
         self._attach_browser()
+        source = self.source
+        kept: list[Any] = [source.box, source.kind, source.words, source.metadata, shared.text, shared.base]
+        kept += [shared.origin, shared.made, self.path]
+        gr.on([c.change for c in kept], None, kept, None, js=KEEP)
+        demo.load(None, kept, kept, js=KEPT)
         seen = [shared.text, shared.base, shared.origin, shared.made, self.build.place]
         refreshed = [self.findings, self.build.table, self.bar]
         shared.text.change(self.refresh, seen, refreshed, **LIVE)
         shared.made.change(self.refresh, seen, refreshed, **LIVE)
         self.findings.click(self.mend, [shared.text, shared.base], shared.text, **QUIET)
-        kept = [shared.text, shared.base, self.path, shared.origin]
+        asked = [shared.text, shared.base, self.path, shared.origin]
         saved = [self.bar, self.replace_button, shared.text, shared.base, shared.origin, shared.made]
-        self.save_button.click(self.save, kept, saved, **QUIET)
-        self.replace_button.click(self.replace, kept, saved, **QUIET)
+        self.save_button.click(self.save, asked, saved, **QUIET)
+        self.replace_button.click(self.replace, asked, saved, **QUIET)
         self.path.change(lambda: gr.update(visible=False), None, self.replace_button, **QUIET)
         self.use_button.click(
-            lambda *values: self.use(train_tab, *values), [*kept, shared.made], [*saved, train_pictures, tabs], **QUIET
+            lambda *values: self.use(train_tab, *values), [*asked, shared.made], [*saved, train_pictures, tabs], **QUIET
         )
 
     def _attach_browser(self) -> None:

@@ -61,7 +61,7 @@ class LookPart:
         self.cancel.click(self.stop, None, None, **QUIET)
         self.acted: list[Any] = [shared.view, self.warnings, self.grid, *self.exclude.outputs]
         self.acted += [self.detail, self.draws, *self.caption.outputs]
-        for part in (self.warnings, self.grid, self.exclude.note):
+        for part in (self.warnings, self.grid, self.detail, self.exclude.note):
             part.click(self.act, [shared.key, shared.view], self.acted, **QUIET)
         self.caption.attach(shared, self.draws)
         self.exclude.attach(shared)
@@ -130,8 +130,10 @@ class LookPart:
             return self._open(report, view, key, value)
         view = _changed(view, act, value)
         shown = [write_view(view), report_views.warnings(report, view), report_views.grid(report, view)]
-        rest = len(self.acted) - 3 - len(self.exclude.outputs)
-        return [*shown, *self.exclude.show(report, view), *[gr.skip() for _ in range(rest)]]
+        picture = report.picture(view.chosen)
+        detail = report_views.detail(report, picture, view) if picture is not None else gr.skip()
+        rest = [gr.skip() for _ in range(1 + len(self.caption.outputs))]
+        return [*shown, *self.exclude.show(report, view), detail, *rest]
 
     def _open(self, report: Report, view: View, key: str, value: str) -> list[Any]:
         picture = report.picture(int(value)) if value.isdecimal() else None
@@ -139,7 +141,7 @@ class LookPart:
             return [gr.skip() for _ in self.acted]
         view = replace(view, chosen=picture.number)
         unchanged = [gr.skip() for _ in range(2 + len(self.exclude.outputs))]
-        detail = [report_views.detail(report, picture), self._draws(report, picture, key)]
+        detail = [report_views.detail(report, picture, view), self._draws(report, picture, key)]
         return [write_view(view), *unchanged, *detail, *self.caption.open(report, picture)]
 
     def _draws(self, report: Report, picture: Picture, key: str) -> str:

@@ -103,7 +103,8 @@ def test_from_a_folder_to_train(page: Page, studio: Server, tmp_path: Path) -> N
 
     choose(page, "datasets/dogs.toml")
     expect(page.locator("#ds-bar")).to_contain_text("Saved as datasets/dogs.toml", timeout=QUICK)
-    assert box(page, "ds-text").input_value() == saved
+    part(page, "Folders and settings")
+    expect(box(page, "ds-text")).to_have_value(saved, timeout=QUICK)
     page.click("#ds-use")
     expect(page.locator("#opt-image_dir")).to_be_visible(timeout=QUICK)
     expect(box(page, "opt-image_dir")).to_have_value("datasets/dogs.toml")
@@ -183,10 +184,11 @@ def test_excluding_copies_the_others(page: Page, studio: Server, tmp_path: Path)
     opened(page, studio)
     choose(page, folder)
     check(page)
-    warning = page.locator("#ds-warnings .ds-warning", has_text="dog 2.png").first
-    warning.locator("button", has_text="Exclude").click()
+    page.locator("#ds-pages .ds-cell").nth(2).click()
+    page.locator("#ds-detail button", has_text="Exclude").click()
     expect(page.locator("#ds-excluded")).to_contain_text("1 picture excluded", timeout=QUICK)
     expect(page.locator("#ds-pages .ds-cell.out")).to_have_count(1)
+    expect(page.locator("#ds-detail button")).to_have_text("Take back")
     box(page, "ds-exclude-name").fill("three")
     page.click("#ds-exclude-copy")
     expect(page.locator("#ds-exclude-said")).to_contain_text("6 files copied", timeout=QUICK)
@@ -259,6 +261,44 @@ def test_a_file_is_replaced_on_a_second_press_only(page: Page, studio: Server, t
     box(page, "ds-path").fill("/etc/dogs.toml")
     page.click("#ds-save")
     expect(page.locator("#ds-bar")).to_contain_text("outside the folders", timeout=QUICK)
+
+
+def test_a_reload_finds_everything_again(page: Page, studio: Server, tmp_path: Path) -> None:
+    folder = make(tmp_path / "p", 3)
+    opened(page, studio)
+    choose(page, folder)
+    expect(page.locator("#ds-found")).to_contain_text("3 pictures", timeout=QUICK)
+    part(page, "Folders and settings")
+    text = f"{box(page, 'ds-text').input_value()}# mine\n"
+    box(page, "ds-text").fill(text)
+    expect(page.locator("#ds-bar")).to_contain_text("3 pictures", timeout=QUICK)
+    page.wait_for_timeout(500)
+    opened(page, studio)
+    expect(page.locator("#ds-bar")).to_contain_text("3 pictures", timeout=QUICK)
+    assert box(page, "ds-source").input_value() == str(folder)
+    expect(page.locator("#ds-found")).to_contain_text("changed and is not saved", timeout=QUICK)
+    part(page, "Folders and settings")
+    expect(box(page, "ds-text")).to_have_value(text, timeout=QUICK)
+
+
+@pytest.mark.slow
+def test_class_pictures_are_drawn_as_a_run(page: Page, server: Server, tiny_folder: Path) -> None:
+    opened(page, server)
+    choose(page, make(server.home / "p", 2))
+    expect(page.locator("#ds-found")).to_contain_text("2 pictures", timeout=QUICK)
+    part(page, "Class pictures")
+    page.click("#ds-reg-start")
+    expect(page.locator("#ds-reg-said")).to_contain_text("class_prompt", timeout=QUICK)
+    values = {"pretrained_model_name_or_path": tiny_folder, "class_prompt": "dog", "output_dir": "datasets/reg"}
+    for name, value in {**values, "reg_count": 2, "sample_steps": 1}.items():
+        box(page, f"dsr-{name}").fill(str(value))
+    page.click("#ds-reg-start")
+    expect(page.locator("#run-head .rv-pill.rv-finished")).to_be_visible(timeout=SLOW)
+    drawn = server.home / "datasets" / "reg"
+    assert sorted(p.suffix for p in drawn.iterdir()) == [".png", ".png", ".txt", ".txt"]
+    page.get_by_role("tab", name="Dataset", exact=True).click()
+    page.click("#ds-reg-add")
+    expect(page.locator("#ds-bar")).to_contain_text("2 regularisation pictures", timeout=QUICK)
 
 
 @pytest.mark.slow

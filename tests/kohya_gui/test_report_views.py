@@ -51,7 +51,7 @@ def test_what_comes_from_files_is_escaped(tmp_path: Path) -> None:
         report_views.summary(shown),
         report_views.warnings(shown, view),
         report_views.grid(shown, view),
-        report_views.detail(shown, odd),
+        report_views.detail(shown, odd, view),
         report_views.draws([("<script>", 3)], 75),
         report_views.difference("<b>", "old <s>", "new <u>"),
     ):
@@ -82,10 +82,10 @@ def test_the_grid_shows_a_kind_of_warning(tmp_path: Path) -> None:
 
 
 def test_the_crop_is_drawn_where_it_is_cut(tmp_path: Path) -> None:
-    text = report_views.detail(report([]), planned(0, tmp_path / "gone.png"))
+    text = report_views.detail(report([]), planned(0, tmp_path / "gone.png"), View())
     assert "left:16.67%;top:0.00%;width:66.67%;height:100.00%" in text
     assert "cut to 64×64" in text and "cannot be read" in text
-    whole = report_views.detail(report([]), planned(0, tmp_path / "gone.png", crop=(0, 0, 96, 64)))
+    whole = report_views.detail(report([]), planned(0, tmp_path / "gone.png", crop=(0, 0, 96, 64)), View())
     assert "nothing cut off" in whole
 
 
