@@ -25,10 +25,11 @@ from trainer.store import Sourced, read_config
 from trainer.tasks.train_network import TrainNetworkConfig
 
 MODEL = "pretrained_model_name_or_path"
-WRITTEN_BY_PAGE = ("train_data_dir", "reg_data_dir", "dataset_config", "sample_prompts")
+WRITTEN_BY_PAGE = ("train_data_dir", "reg_data_dir", "in_json", "dataset_repeats", "dataset_config", "sample_prompts")
 SCHEDULE = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
 PROMPT_COLUMNS = ("prompt", "negative", "size", "seed", "steps", "scale")
 CLASS_DIR = "reg_image_dir"
+PATH_KEYS = ("image_dir", "metadata_file", "conditioning_data_dir")
 
 
 @dataclass(frozen=True)
@@ -315,8 +316,9 @@ def _copied_dataset(path: Path) -> str:
     document = tomlkit.parse(path.read_text(encoding="utf-8-sig"))
     for dataset in document.get("datasets", []):
         for subset in dataset.get("subsets", []):
-            folder = Path(str(subset["image_dir"]))
-            if not folder.is_absolute():
-                here = folder.absolute()
-                subset["image_dir"] = str(here if here.is_dir() else (path.parent / folder).resolve())
+            for key in (key for key in PATH_KEYS if subset.get(key)):
+                given = Path(str(subset[key]))
+                if not given.is_absolute():
+                    here = given.absolute()
+                    subset[key] = str(here if here.exists() else (path.parent / given).resolve())
     return tomlkit.dumps(document)

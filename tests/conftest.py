@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,10 @@ import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# what tests and the programs they start keep for later goes with the session
+_CACHE = tempfile.TemporaryDirectory(prefix="studio-cache-")
+os.environ["STUDIO_CACHE"] = _CACHE.name
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -31,12 +36,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import tiny_sd1
 
     return tiny_sd1(tmp_path_factory.mktemp("tiny") / "sd1")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What tests and the programs they start keep for later lies in the session's own folder."""
-    os.environ["STUDIO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from trainer.data.loader import LoadedBatch, Loader
     from trainer.data.sampler import StepPlan
-    from trainer.families.base import Family
+    from trainer.families.base import Conditioning, Family
     from trainer.methods.base import Method
 
 
@@ -77,6 +77,7 @@ class Parts:
     diffusion: Diffusion
     loader: Loader
     latents: Callable[[LoadedBatch], Tensor]
+    conditioning: Callable[[LoadedBatch], Conditioning]
     optimizer: Optimizer
     schedule: LRScheduler
     accelerator: Accelerator
@@ -198,7 +199,7 @@ def _backward(parts: Parts, batch: LoadedBatch, step: PlannedStep, micro_index: 
     target_BCHW = parts.diffusion.target(latents_BCHW, noise_BCHW, timesteps_B)
 
     with parts.accelerator.autocast():
-        conditioning = parts.family.encode_prompts(parts.method.text_encoders, batch.captions)
+        conditioning = parts.conditioning(batch)
         prediction_BCHW = parts.family.predict(parts.method.denoiser, noisy_BCHW, timesteps_B, conditioning)
 
     loss_B = picture_loss(prediction_BCHW, target_BCHW, batch.masks_BHW) * batch.weights_B.to(device)

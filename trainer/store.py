@@ -216,6 +216,8 @@ def preset_json(preset: Preset) -> str:
 
 # the reference page
 
+_BAR = "\\|"  # as a table of Markdown wants it
+
 
 def render_reference(tasks: Mapping[str, Sequence[OptionSpec]]) -> str:
     """docs/options.md: every option of every task, in the order of the form."""
@@ -232,6 +234,6 @@ def render_reference(tasks: Mapping[str, Sequence[OptionSpec]]) -> str:
             )
             values += " (list)" if spec.many else ""
             default = default_text(spec).removeprefix("default ")
-            lines.append(f"| `{spec.name}` | {spec.help.replace('|', '/')} | {values} | {default} |")
+            lines.append(f"| `{spec.name}` | {spec.help.replace('|', _BAR)} | {values} | {default} |")
         lines.append("")
     return "\n".join(lines)

@@ -40,7 +40,7 @@ SUBSET = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'pics'\n"
 
 def test_every_option_has_its_spec() -> None:
     names = [spec.name for spec in specs_of(DataOptions)]
-    assert names[:5] == ["train_data_dir", "reg_data_dir", "dataset_config", "resolution", "train_batch_size"]
+    assert names[:5] == ["train_data_dir", "reg_data_dir", "dataset_config", "in_json", "dataset_repeats"]
     assert {"enable_bucket", "caption_extension", "shuffle_caption", "cache_latents", "prior_loss_weight"} <= set(names)
     made, found = validate(DataOptions, {})
     assert not found and made == DataOptions()

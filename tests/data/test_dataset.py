@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import MakePicture
-from trainer.data.dataset import TrainingSet
+from trainer.data.config import DataOptions, read_dataset
+from trainer.data.dataset import TrainingSet, preview_captions
 from trainer.errors import DataError
 
 Build = Callable[..., TrainingSet]
@@ -88,6 +89,58 @@ def test_captions_fall_back_to_class_tokens(picture: MakePicture, build: Build) 
     counts = summary.captions_from_files, summary.captions_from_class_tokens, summary.captions_empty
     assert counts == (1, 1, 1)
     assert any("1 of 1 pictures have no .txt file" in note for note in training_set.notes)
+
+
+def test_validation_pictures_are_never_trained(picture: MakePicture, build: Build) -> None:
+    for index in range(20):
+        picture(f"train/3_a/{index}.png", (64 + 8 * index, 64), caption=f"{{x|y}}, b, c {index}")
+    for index in range(4):
+        picture(f"reg/1_a/r{index}.png")
+    flags = {"shuffle_caption": True, "caption_dropout_rate": 0.9, "enable_wildcard": True, "flip_aug": True}
+    training_set = build(validation_split=0.2, validation_seed=1, **flags)
+    trained = {s.picture.path.name for s in training_set.samples if not s.is_reg}
+    held = {s.picture.path.name for s in training_set.validation}
+    assert len(held) == 4 and not held & trained and len(held | trained) == 20
+    assert {s.repeats for s in training_set.validation} == {1}
+    assert len([s for s in training_set.samples if s.is_reg]) == 4
+    assert training_set.summary().validation_pictures == 4
+    assert training_set.summary().uses == 48 and training_set.summary().reg_uses == 48
+    views = training_set.validation_views()
+    assert views == training_set.validation_views() and [view.index for view in views] == [0, 1, 2, 3]
+    assert all(view.caption in (f"{x}, b, c {view.sample.picture.path.stem}" for x in "xy") for view in views)
+    assert not any(view.flipped for view in views) and all(v.geometry == v.sample.geometry for v in views)
+    assert held == {s.picture.path.name for s in build(validation_split=0.2, validation_seed=1).validation}
+    assert held != {s.picture.path.name for s in build(validation_split=0.2, validation_seed=2).validation}
+    (note,) = [note for note in training_set.notes if "validation" in note]
+    assert "4 of 20 pictures" in note and "not computed yet" in note
+    assert not build().validation
+
+
+def test_a_picture_that_another_dataset_trains_all_the_same(picture: MakePicture, tmp_path: Path) -> None:
+    for index in range(4):
+        picture(f"pics/{index}.png")
+    tables = [
+        f"[[datasets]]\nresolution = {side}\n{{}}\n[[datasets.subsets]]\nimage_dir = 'pics'\n" for side in (64, 128)
+    ]
+
+    def notes(*keys: str) -> list[str]:
+        text = "".join(table.format(key) for table, key in zip(tables, keys, strict=True))
+        (tmp_path / "data.toml").write_text(text)
+        training_set = TrainingSet.build(read_dataset(DataOptions(dataset_config=tmp_path / "data.toml")))
+        return [note for note in training_set.notes if "trained all the same" in note]
+
+    assert not notes("validation_split = 0.5", "validation_split = 0.5")
+    assert len(notes("validation_split = 0.5", "")) == 1
+
+
+def test_preview_of_what_the_model_will_read(picture: MakePicture, build: Build) -> None:
+    picture("train/1_a/a.png", caption="k, a, b, c, d, e\nsecond")
+    flags = {"shuffle_caption": True, "keep_tokens": 1, "caption_dropout_every_n_epochs": 5, "token_warmup_step": 0.5}
+    (sample,) = build(**flags).samples
+    drawn = preview_captions(sample, seed=1)
+    assert len(drawn) == 10 and drawn == preview_captions(sample, seed=1) != preview_captions(sample, seed=2)
+    assert [index for index, caption in enumerate(drawn) if not caption] == [4, 9]
+    assert all(sorted(caption.split(", ")) == [*"abcdek"] for caption in drawn if caption) and len(set(drawn)) > 5
 
 
 def test_all_bad_files_of_all_folders_in_one_error(picture: MakePicture, build: Build, tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ def training_set(picture: MakePicture, build: Build) -> TrainingSet:
     for index in range(3):
         picture(f"reg/1_a/{index}.png", (64, 64))
     captions = {"shuffle_caption": True, "caption_tag_dropout_rate": 0.2, "token_warmup_step": 8}
-    pixels = {"flip_aug": True, "random_crop": True, "color_aug": True}
-    return build(train_batch_size=3, prior_loss_weight=0.25, **captions, **pixels)
+    return build(
+        train_batch_size=3, flip_aug=True, random_crop=True, color_aug=True, prior_loss_weight=0.25, **captions
+    )
 
 
 def micro_batches(training_set: TrainingSet, epoch: int) -> list[MicroBatch]:

@@ -32,6 +32,10 @@ batch_size = 2
   num_repeats = 2
   flip_aug = true
   shuffle_caption = true
+  enable_wildcard = true
+  caption_dropout_rate = 0.1
+  caption_tag_dropout_rate = 0.2
+  token_warmup_step = 0.7
   [[datasets.subsets]]
   is_reg = true
   image_dir = 'reg'

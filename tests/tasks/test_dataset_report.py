@@ -81,6 +81,7 @@ def test_the_plan_of_every_picture(folder: Path) -> None:
     assert dataset["images"][0] == {
         "path": "pics/a.png", "size": [96, 64], "bucket": [80, 48], "resized": [80, 53], "crop": [0, 2, 80, 50],
         "repeats": 3, "is_reg": False, "caption": "a sks thing", "caption_source": "file", "subset": 0,
+        "validation": False,
     }  # fmt: skip
     reg = dataset["images"][2]
     assert (reg["is_reg"], reg["caption"], reg["caption_source"], reg["subset"]) == (True, "thing", "class_tokens", 1)
@@ -99,6 +100,25 @@ def test_flags_and_folders_work_like_a_file(folder: Path) -> None:
     image = dataset["images"][0]
     assert image["resized"] == [107, 64] and image["crop"] == [21, 0, 85, 64]
     assert (image["caption"], image["caption_source"]) == ("sks thing", "class_tokens")
+
+
+def test_metadata_files_and_pictures_kept_out_for_validation(folder: Path) -> None:
+    records = {f"{name}.png": {"caption": f"a {name}", "tags": "nice"} for name in "abcd"}
+    (folder / "pics" / "meta.json").write_text(json.dumps({**records, "e.png": {}}))
+    for name in "abcde":
+        picture(folder / "pics" / f"{name}.png")
+    lines = "[[datasets]]\nresolution = 64\nvalidation_split = 0.4\n[[datasets.subsets]]\n"
+    (folder / "m.toml").write_text(f"{lines}metadata_file = 'pics/meta.json'\nnum_repeats = 2\n")
+    report, text, _ = command(folder, "--dataset_config", "m.toml")
+    (dataset,) = report["datasets"]
+    assert [image["validation"] for image in dataset["images"]] == [False] * 3 + [True] * 2
+    assert [image["repeats"] for image in dataset["images"]] == [2] * 3 + [1] * 2
+    assert dataset["buckets"] == [{"size": [64, 64], "count": 6, "pictures": 3}] and dataset["steps_per_epoch"] == 6
+    by_name = {Path(image["path"]).name: image for image in dataset["images"]}
+    assert (by_name["a.png"]["caption"], by_name["a.png"]["caption_source"]) == ("a a,nice", "metadata")
+    assert (by_name["e.png"]["caption"], by_name["e.png"]["caption_source"]) == ("", "empty")
+    assert (dataset["subsets"][0]["pictures"], dataset["subsets"][0]["validation"]) == (3, 2)
+    assert "3 pictures x 2 (2 more kept out for validation); captions: " in text
 
 
 def test_bad_files_are_all_named_and_the_good_ones_still_planned(folder: Path) -> None:

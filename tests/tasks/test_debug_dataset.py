@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,17 @@ def index_of(folder: Path) -> dict[str, Any]:
 
 
 def test_the_pictures_and_captions_are_those_of_the_training(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = "num_repeats = 2\n  color_aug = true\n  token_warmup_step = 6\n  keep_tokens = 1"
-    (place.path / "d.toml").write_text((place.path / "d.toml").read_text().replace("num_repeats = 2", changes))
+    text = (place.path / "d.toml").read_text().replace("caption_dropout_rate = 0.1", "color_aug = true")
+    text = text.replace("caption_tag_dropout_rate = 0.2", "keep_tokens = 1").replace("step = 0.7", "step = 0.005")
+    (place.path / "d.toml").write_text(text)
     run = command(place, "--debug_epochs", "2")
     folder = run / "debug_dataset"
     index = index_of(folder)
     assert index["version"] == 1 and index["seed"] == 3
     monkeypatch.chdir(place.path)
     training_set = TrainingSet.build(read_dataset(DataOptions(dataset_config=place.path / "d.toml")))
-    loader = Loader(training_set, seed=3)
+    # captions grow for a share of all steps: 0.005 of 1600
+    loader = Loader(replace(training_set, total_steps=1600), seed=3)
     batches = iter(index["batches"])
     seen_flips, lengths = set(), set()
     first = 0
@@ -67,9 +70,9 @@ def test_the_pictures_and_captions_are_those_of_the_training(place: Place, monke
                 assert text == f"{view.caption}\n" and said["caption"] == view.caption
                 assert Path(said["path"]).name == view.sample.picture.path.name
                 seen_flips.add(said["flipped"])
-                lengths.add((said["step"] > 6, view.caption.count(",")))
+                lengths.add((said["step"] > 8, view.caption.count(",")))
     assert next(batches, None) is None and seen_flips == {True, False}
-    assert (True, 2) in lengths and (False, 2) not in lengths  # the captions have warmed up after six steps
+    assert (True, 2) in lengths and (False, 2) not in lengths  # the captions have warmed up after eight steps
     events = [line.event for line in read_events(run / "events.jsonl")[0]]
     assert isinstance(events[-1], Finished) and events[-1].path == str(folder)
     shown = [e for e in events if isinstance(e, Sample)]

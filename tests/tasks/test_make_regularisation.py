@@ -67,6 +67,13 @@ def test_a_series_in_the_sizes_of_the_training_pictures(place: Place) -> None:
     assert json.loads((place.path / "runs" / "a" / "status.json").read_text())["state"] == "finished"
 
 
+def test_the_data_set_may_name_the_folder_before_it_is_there(place: Place) -> None:
+    text = (place.path / "d.toml").read_text()
+    (place.path / "d.toml").write_text(text.replace("'reg'", "'classes'"))
+    events = make(place, "--dataset_config", "d.toml", "--reg_count", "1", "--sample_steps", "1")
+    assert isinstance(events[-1], Finished) and (place.path / "classes" / "reg_00000.png").is_file()
+
+
 def test_a_series_goes_on_as_it_would_have(place: Place) -> None:
     flags = ("--resolution", "64,48")
     make(place, *flags, "--reg_count", "4", run="whole")

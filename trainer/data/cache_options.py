@@ -28,6 +28,26 @@ class CacheOptions(Options):
     """Pictures encoded together by the VAE. 1 gives the same bits with and without cache_latents; more can be faster
     on large devices."""
 
+    cache_text_encoder_outputs: bool = opt(False)
+    """Encode all captions that will be drawn before training, for text encoders that do not train (set
+    network_train_unet_only). Shuffled, dropped and drawn captions included; the result is the same."""
+
+    cache_text_encoder_outputs_to_disk: bool = opt(False)
+    """Keep the encoded captions on disk, for this run's memory and for later runs, in the user's cache folder (on
+    Linux ~/.cache/training-studio/text); it means cache_text_encoder_outputs as well."""
+
+    text_cache_limit_gb: float = opt(8.0, gt=0, unit="GB")
+    """How much the encoded captions may take, in memory or on disk; more is an error before they are encoded. A caption
+    takes about 0.24 MB for SD 1, and shuffling draws a new one nearly every time a picture is used."""
+
+    @property
+    def caches_text(self) -> bool:
+        return self.cache_text_encoder_outputs or self.cache_text_encoder_outputs_to_disk
+
+    def text_folder(self) -> Path | None:
+        """Where encoded captions are kept on disk, None when they are not."""
+        return host.cache_folder() / "text" if self.cache_text_encoder_outputs_to_disk else None
+
     @property
     def caches_latents(self) -> bool:
         return self.cache_latents or self.cache_latents_to_disk

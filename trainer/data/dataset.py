@@ -6,24 +6,24 @@ Never imports torch. Everything random about one use of a picture is drawn from 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from trainer.data.buckets import Geometry, Size, assign
-from trainer.data.captions import caption_lines, draw_caption
+from trainer.data.captions import caption_lines, draw_caption, plain_options
 from trainer.data.config import Dataset, DatasetConfig, Subset
 from trainer.data.faces import crop_to_face, face_of
+from trainer.data.gather import Found, gather
 from trainer.data.images import ColourChange, MaskSource, PixelWork, draw_colour
 from trainer.data.sampler import Slot, shuffle_into_batches
-from trainer.data.scan import BadFile, Picture, Progress, Scan, scan_folders
-from trainer.errors import DataError
+from trainer.data.scan import Picture, Progress
+from trainer.data.split import choose
 from trainer.maths.rng import python_rng
 
-_SHOWN = 20
-_CLEAR = "is transparent everywhere, so that alpha_mask leaves nothing to train. Take it out, or turn off alpha_mask"
+CaptionSource = Literal["file", "metadata", "class_tokens", "empty"]
 
 
 class LatentKey(NamedTuple):
@@ -39,7 +39,7 @@ class LatentKey(NamedTuple):
 @dataclass(frozen=True)
 class Sample:
     """One picture of one folder in one dataset. dataset: index of it. repeats: uses per epoch (a regularisation
-    picture's are its share of the turns). geometry has the centred crop."""
+    picture's are its share of the turns). geometry has the centred crop, which mask_path's picture shares."""
 
     picture: Picture
     dataset: int
@@ -55,8 +55,15 @@ class Sample:
         return self.mask_path is not None or self.subset.pictures.alpha_mask
 
     @property
+    def caption_source(self) -> CaptionSource:
+        """Where its caption comes from."""
+        if self.picture.caption is not None:
+            return "file" if self.subset.kind == "folder" else "metadata"
+        return "class_tokens" if self.subset.class_tokens else "empty"
+
+    @property
     def caption_text(self) -> str:
-        """The text captions are drawn from: the caption file, else class_tokens, else nothing."""
+        """The text captions are drawn from: the caption file or record, else class_tokens, else nothing."""
         text = self.subset.class_tokens if self.picture.caption is None else self.picture.caption
         return caption_lines(text, self.subset.pictures)
 
@@ -94,7 +101,8 @@ class Summary:
     """What will be trained, for the plan. buckets: ((dataset, bucket), training uses an epoch) for each.
 
     reg_uses: regularisation pictures used an epoch, of reg_pictures there are. captions_*: pictures by where their
-    caption comes from. batches: of the first epoch with seed 0; regularisation pictures taking turns can change it.
+    caption comes from, files being caption files and metadata files. batches: of the first epoch with seed 0;
+    regularisation pictures taking turns can change it. validation_pictures: kept out of training.
     """
 
     pictures: int
@@ -108,23 +116,45 @@ class Summary:
     batches: int
     resized_without_buckets: int
     notes: tuple[str, ...]
+    validation_pictures: int = 0
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """All samples of a run; the same for every process. total_steps: of the run, 0 as long as nobody knows it."""
+    """All samples of a run; the same for every process. total_steps: of the run, 0 as long as nobody knows it.
+
+    validation: the samples kept out of training, each once.
+    """
 
     datasets: tuple[Dataset, ...]
     samples: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
     total_steps: int = 0
+    validation: tuple[Sample, ...] = ()
 
     @classmethod
     def build(cls, config: DatasetConfig, *, progress: Progress | None = None) -> TrainingSet:
         """Scan all folders; raises one DataError that names every bad file. progress(done, total) counts pictures."""
-        survey = Survey.of(config, progress=progress)
-        _refuse_bad_files(survey.bad_files)
-        return survey.training_set
+        return cls.of(config, gather(config.subsets, progress=progress))
+
+    @classmethod
+    def of(cls, config: DatasetConfig, found: Sequence[Found]) -> TrainingSet:
+        """The set that the pictures found make; found: of each of config.subsets."""
+        samples: list[Sample] = []
+        validation: list[Sample] = []
+        indices = [index for index, dataset in enumerate(config.datasets) for _ in dataset.subsets]
+        for index, of_subset in zip(indices, found, strict=True):
+            dataset = config.datasets[index]
+            chosen = _choose_validation(of_subset, dataset)
+            for position, picture in enumerate(of_subset.pictures):
+                sample = _sample(picture, index, dataset, of_subset, config.prior_loss_weight)
+                if position in chosen:
+                    validation.append(replace(sample, repeats=1))
+                else:
+                    samples.append(sample)
+        said = [note for of_subset in found for note in of_subset.notes]
+        notes = dict.fromkeys([*config.notes, *said, *_validation_notes(config.datasets, samples, validation)])
+        return cls(config.datasets, tuple(samples), tuple(notes), validation=tuple(validation))
 
     def epoch_slots(self, seed: int, epoch: int) -> list[tuple[Slot, ...]]:
         """The epoch's batches, each of one dataset and bucket, in the order they are trained."""
@@ -163,6 +193,16 @@ class TrainingSet:
         )
         return View(slot.slot, slot.sample, sample, geometry, flipped, caption, colour, step)
 
+    def validation_views(self) -> list[View]:
+        """Each picture kept out of training, always the same: centred crop, not mirrored, its caption as it stands.
+        slot and index count along `validation`; a caption with wildcards is drawn from a stream of its own."""
+        views: list[View] = []
+        for index, sample in enumerate(self.validation):
+            rng = python_rng(self.datasets[sample.dataset].split.validation_seed or 0, "validation caption", index)
+            caption = draw_caption(sample.caption_text, plain_options(sample.subset.pictures), rng, epoch=0, step=0)
+            views.append(View(index, index, sample, sample.geometry, False, caption))
+        return views
+
     def fixed_views(self) -> list[View]:
         """Every different picture, geometry and mirroring that can occur without random_crop, for caching."""
         found: dict[LatentKey, View] = {}
@@ -175,9 +215,7 @@ class TrainingSet:
     def summary(self) -> Summary:
         """Counts for the plan."""
         train = [s for s in self.samples if not s.is_reg]
-        sources = Counter(
-            "file" if s.picture.caption is not None else bool(s.subset.class_tokens) for s in self.samples
-        )
+        sources = Counter(sample.caption_source for sample in self.samples)
         batches = self.epoch_slots(0, 0)
         buckets: Counter[tuple[int, Size]] = Counter()
         for slot in (slot for batch in batches for slot in batch):
@@ -190,13 +228,14 @@ class TrainingSet:
             uses=uses,
             reg_pictures=len(self.samples) - len(train),
             reg_uses=sum(map(len, batches)) - uses,
-            captions_from_files=sources["file"],
-            captions_from_class_tokens=sources[True],
-            captions_empty=sources[False],
+            captions_from_files=sources["file"] + sources["metadata"],
+            captions_from_class_tokens=sources["class_tokens"],
+            captions_empty=sources["empty"],
             buckets=dict(sorted(buckets.items())),
             batches=len(batches),
             resized_without_buckets=sum(s.geometry.source != s.geometry.bucket for s in unbucketed),
             notes=self.notes,
+            validation_pictures=len(self.validation),
         )
 
     @cached_property
@@ -223,35 +262,8 @@ class TrainingSet:
         return train + order * rounds + window
 
 
-@dataclass(frozen=True)
-class Survey:
-    """A data set looked at, to train it or to report on it: the set that its good pictures make, the scans of its
-    folders in their order, and every file that stands in the way of training."""
-
-    training_set: TrainingSet
-    scans: tuple[Scan, ...]
-    bad_files: tuple[BadFile, ...]
-
-    @classmethod
-    def of(cls, config: DatasetConfig, *, progress: Progress | None = None) -> Survey:
-        """Scan all folders; progress(done, total) counts pictures."""
-        subsets = [(index, subset) for index, dataset in enumerate(config.datasets) for subset in dataset.subsets]
-        folders = [(subset.image_dir, subset.pictures.caption_extension) for _, subset in subsets]
-        scans = scan_folders(folders, progress=progress)
-        samples = [
-            _sample(picture, index, config.datasets[index], subset, config.prior_loss_weight)
-            for (index, subset), scan in zip(subsets, scans, strict=True)
-            for picture in scan.pictures
-        ]
-        clear = [s for s in samples if s.subset.pictures.alpha_mask and s.picture.alpha[1] == 0]
-        bad = [file for scan in scans for file in scan.bad] + [BadFile(s.picture.path, _CLEAR) for s in clear]
-        said = [note for scan in scans for note in scan.notes]
-        notes = dict.fromkeys([*config.notes, *_caption_notes(subsets, scans), *said])
-        training_set = TrainingSet(config.datasets, tuple(s for s in samples if s not in clear), tuple(notes))
-        return cls(training_set, scans, tuple(dict.fromkeys(bad)))
-
-
-def _sample(picture: Picture, index: int, dataset: Dataset, subset: Subset, prior_loss_weight: float) -> Sample:
+def _sample(picture: Picture, index: int, dataset: Dataset, found: Found, prior_loss_weight: float) -> Sample:
+    subset = found.subset
     return Sample(
         picture=picture,
         dataset=index,
@@ -260,22 +272,42 @@ def _sample(picture: Picture, index: int, dataset: Dataset, subset: Subset, prio
         repeats=subset.num_repeats,
         is_reg=subset.is_reg,
         loss_weight=prior_loss_weight if subset.is_reg else 1.0,
+        mask_path=found.masks.get(picture.path),
     )
 
 
-def _refuse_bad_files(files: Sequence[BadFile]) -> None:
-    if files:
-        bad = list(map(str, files))
-        more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
-        head = "1 file or folder cannot be used" if len(bad) == 1 else f"{len(bad)} files or folders cannot be used"
-        raise DataError("\n  ".join([f"{head}:", *bad[:_SHOWN], *more]))
+def _choose_validation(found: Found, dataset: Dataset) -> frozenset[int]:
+    """Positions of the pictures to keep out of training; keyed so that a moved data set is split the same."""
+    if found.subset.is_reg or not dataset.split.validation_split:
+        return frozenset()
+    folder = found.subset.image_dir
+    paths = [picture.path for picture in found.pictures]
+    keys = [(p.relative_to(folder) if p.is_relative_to(folder) else p).as_posix() for p in paths]
+    return choose(keys, dataset.split)
 
 
-def _caption_notes(subsets: Sequence[tuple[int, Subset]], scans: Sequence[Scan]) -> list[str]:
-    notes: list[str] = []
-    for (_, subset), scan in zip(subsets, scans, strict=True):
-        if scan.num_without_caption and not subset.class_tokens:
-            many = f"{scan.num_without_caption} of {len(scan.pictures)} pictures"
-            ending = subset.pictures.caption_extension
-            notes.append(f"{scan.folder}: {many} have no {ending} file and are trained with an empty caption")
-    return list(dict.fromkeys(notes))
+def _validation_notes(
+    datasets: Sequence[Dataset], samples: Sequence[Sample], validation: Sequence[Sample]
+) -> Iterator[str]:
+    if not any(dataset.split.validation_split for dataset in datasets):
+        return
+    pictures = len(validation) + sum(not sample.is_reg for sample in samples)
+    yield (
+        f"validation_split keeps {len(validation)} of {pictures} pictures out of training; "
+        "a validation loss is not computed yet"
+    )
+    trained = {sample.picture.sha256 for sample in samples}
+    if leaked := sorted({str(s.picture.path) for s in validation if s.picture.sha256 in trained}):
+        yield (
+            f"{len(leaked)} of the pictures kept out of training are trained all the same, from a copy or by another "
+            f"dataset, such as {leaked[0]}; give the datasets the same validation_split and validation_seed"
+        )
+
+
+def preview_captions(sample: Sample, *, seed: int, draws: int = 10) -> list[str]:
+    """What the model would read for a picture in each of the first epochs; token warm-up, which grows, at its end."""
+    options = sample.subset.pictures.model_copy(update={"token_warmup_step": 0})
+    return [
+        draw_caption(sample.caption_text, options, python_rng(seed, "caption preview", epoch), epoch=epoch, step=0)
+        for epoch in range(draws)
+    ]

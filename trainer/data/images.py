@@ -207,12 +207,22 @@ def _mask(work: PixelWork, alpha: Image.Image | None) -> Mask | None:
     named = work.path
     if work.mask != "alpha":
         named = work.mask
-        alpha = to_rgb(_open(work.mask, work.geometry.source)).getchannel("R")
+        alpha = _read_mask(_open(work.mask, work.geometry.source))
     if alpha is None:
         alpha = Image.new("L", work.geometry.source, 255)
     if alpha.getextrema()[1] == 0:
         raise DataError(f"{named}: this mask is black everywhere, so that nothing of the picture would be trained")
     return _as_array(_fit(alpha, work), work)
+
+
+def is_black(path: Path) -> bool:
+    """Whether a mask file lets nothing through."""
+    return _read_mask(open_picture(path)).getextrema()[1] == 0
+
+
+def _read_mask(image: Image.Image) -> Image.Image:
+    """The red channel, as sd-scripts takes it; the same as any other of a grey picture."""
+    return to_rgb(image).getchannel("R")
 
 
 def _fit(image: Image.Image, work: PixelWork) -> Image.Image:

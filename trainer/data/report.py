@@ -13,10 +13,11 @@ from typing import Any
 from trainer.data.buckets import Size
 from trainer.data.captions import draw_caption, plain_options
 from trainer.data.config import Subset
-from trainer.data.dataset import Sample, Survey, TrainingSet
+from trainer.data.dataset import Sample, TrainingSet
 from trainer.data.duplicates import find_twins
+from trainer.data.gather import Found, bad_files
 from trainer.data.sampler import Slot
-from trainer.data.scan import BadFile, Scan, count_folder
+from trainer.data.scan import BadFile, count_folder
 from trainer.maths.rng import python_rng
 
 VERSION = 1
@@ -41,7 +42,7 @@ class Note:
 
 @dataclass(frozen=True)
 class PlannedPicture:
-    """One picture of one folder in one dataset."""
+    """One picture of one folder in one dataset. validation: kept out of training, and in no bucket's count."""
 
     path: str
     size: Size
@@ -53,11 +54,13 @@ class PlannedPicture:
     caption: str
     caption_source: str
     subset: int
+    validation: bool
 
 
 @dataclass(frozen=True)
 class PlannedFolder:
-    """One folder of a dataset. captions: source -> pictures. source: where the folder was named."""
+    """One folder of a dataset. captions: source -> pictures. source: where the folder was named. validation: pictures
+    kept out of training; `pictures` and `captions` count the others."""
 
     image_dir: str
     num_repeats: int
@@ -67,6 +70,8 @@ class PlannedFolder:
     pictures: int
     captions: Mapping[str, int]
     source: str
+    metadata_file: str
+    validation: int
 
 
 @dataclass(frozen=True)
@@ -113,24 +118,22 @@ class Report:
         }
 
 
-def report_of(survey: Survey, notes: Iterable[Note] = ()) -> Report:
-    """The report of a data set; `notes` are further warnings, from whoever can count tokens."""
-    training_set = survey.training_set
+def report_of(training_set: TrainingSet, found: Sequence[Found], notes: Iterable[Note] = ()) -> Report:
+    """The report of a data set, made of what was found; `notes` are further warnings, from whoever can count tokens."""
     batches = training_set.epoch_slots(0, 0)
     datasets = tuple(_dataset(training_set, i, batches) for i in range(len(training_set.datasets)))
     # a folder of several datasets has each warning once
-    warnings = {(note.kind, note.path, note.message): note for note in (*_warnings(survey), *notes)}
-    return Report(datasets, survey.bad_files, tuple(warnings.values()), training_set.notes)
+    warnings = {(n.kind, n.path, n.message): n for n in (*_warnings(training_set, found), *notes)}
+    return Report(datasets, bad_files(found), tuple(warnings.values()), training_set.notes)
 
 
-def captions_of(survey: Survey) -> dict[str, list[str]]:
+def captions_of(training_set: TrainingSet) -> dict[str, list[str]]:
     """Path -> what the model would read for it, whole and in order; several where wildcards draw among them."""
-    return {str(sample.picture.path): _drawn(sample) for sample in survey.training_set.samples}
+    return {str(sample.picture.path): _drawn(sample) for sample in training_set.samples}
 
 
-def _warnings(survey: Survey) -> Iterator[Note]:
-    training_set = survey.training_set
-    yield from _extension_notes(training_set, survey.scans)
+def _warnings(training_set: TrainingSet, found: Sequence[Found]) -> Iterator[Note]:
+    yield from _extension_notes(found)
     for index, dataset in enumerate(training_set.datasets):
         yield from _surplus_notes(training_set, index)
         area = dataset.resolution[0] * dataset.resolution[1]
@@ -151,13 +154,6 @@ def token_notes(captions: Mapping[str, Sequence[str]], tokens: CountTokens, limi
             yield Note("too_many_tokens", path, said)
 
 
-def caption_source(sample: Sample) -> str:
-    """Where a picture's caption comes from: "file", "class_tokens" or "empty"."""
-    if sample.picture.caption is not None:
-        return "file"
-    return "class_tokens" if sample.subset.class_tokens else "empty"
-
-
 def _drawn(sample: Sample) -> list[str]:
     options = plain_options(sample.subset.pictures)
     draws = range(_WILDCARD_DRAWS if options.enable_wildcard else 1)
@@ -168,6 +164,7 @@ def _drawn(sample: Sample) -> list[str]:
 def _dataset(training_set: TrainingSet, index: int, epoch: Sequence[Sequence[Slot]]) -> PlannedDataset:
     dataset = training_set.datasets[index]
     members = {i: s for i, s in enumerate(training_set.samples) if s.dataset == index}
+    kept_out = [sample for sample in training_set.validation if sample.dataset == index]
     batches = [batch for batch in epoch if batch[0].sample in members]
     used = Counter(slot.sample for batch in batches for slot in batch)
     uses, pictures = Counter[Size](), Counter[Size]()
@@ -183,13 +180,17 @@ def _dataset(training_set: TrainingSet, index: int, epoch: Sequence[Sequence[Slo
         steps_per_epoch=len(batches),
         uses=used.total() - reg_uses,
         reg_uses=reg_uses,
-        subsets=tuple(_folder(subset, members.values()) for subset in dataset.subsets),
+        subsets=tuple(_folder(subset, members.values(), kept_out) for subset in dataset.subsets),
         buckets=tuple(Bucket(size, uses[size], pictures[size]) for size in sorted(pictures)),
-        images=tuple(_picture(sample, places[id(sample.subset)]) for sample in members.values()),
+        images=tuple(
+            _picture(sample, places[id(sample.subset)], validation=validation)
+            for validation, samples in ((False, members.values()), (True, kept_out))
+            for sample in samples
+        ),
     )
 
 
-def _folder(subset: Subset, members: Iterable[Sample]) -> PlannedFolder:
+def _folder(subset: Subset, members: Iterable[Sample], kept_out: Iterable[Sample]) -> PlannedFolder:
     own = [sample for sample in members if sample.subset is subset]
     return PlannedFolder(
         image_dir=str(subset.image_dir),
@@ -198,12 +199,14 @@ def _folder(subset: Subset, members: Iterable[Sample]) -> PlannedFolder:
         class_tokens=subset.class_tokens,
         caption_extension=subset.pictures.caption_extension,
         pictures=len(own),
-        captions=dict(sorted(Counter(map(caption_source, own)).items())),
+        captions=dict(sorted(Counter(sample.caption_source for sample in own).items())),
         source=subset.source,
+        metadata_file=str(subset.metadata_file or ""),
+        validation=sum(sample.subset is subset for sample in kept_out),
     )
 
 
-def _picture(sample: Sample, subset: int) -> PlannedPicture:
+def _picture(sample: Sample, subset: int, *, validation: bool) -> PlannedPicture:
     return PlannedPicture(
         path=str(sample.picture.path),
         size=sample.geometry.source,
@@ -213,26 +216,26 @@ def _picture(sample: Sample, subset: int) -> PlannedPicture:
         repeats=sample.repeats,
         is_reg=sample.is_reg,
         caption=sample.caption_text.strip(),
-        caption_source=caption_source(sample),
+        caption_source=sample.caption_source,
         subset=subset,
+        validation=validation,
     )
 
 
 # ---------------------------------------------------------------- warnings
 
 
-def _extension_notes(training_set: TrainingSet, scans: Sequence[Scan]) -> Iterator[Note]:
+def _extension_notes(found: Sequence[Found]) -> Iterator[Note]:
     """Captions that lie there under another ending than the one set; the scan names them as bad, this adds the fix."""
-    subsets = [subset for dataset in training_set.datasets for subset in dataset.subsets]
-    for subset, scan in zip(subsets, scans, strict=True):
-        if all(bad.path != scan.folder for bad in scan.bad):
+    for of_subset in found:
+        folder, wanted = of_subset.subset.image_dir, of_subset.subset.pictures.caption_extension
+        if all(bad.path != folder for bad in of_subset.bad):
             continue
-        wanted = subset.pictures.caption_extension
-        found = count_folder(scan.folder, wanted).captions
-        if found and wanted not in found:
-            other = max(found, key=lambda ending: found[ending])
-            said = f"{found[other]} captions end in {other} and none in {wanted}; set caption_extension to {other}"
-            yield Note("caption_extension", str(scan.folder), said, {"caption_extension": other})
+        counts = count_folder(folder, wanted).captions
+        if counts and wanted not in counts:
+            other = max(counts, key=lambda ending: counts[ending])
+            said = f"{counts[other]} captions end in {other} and none in {wanted}; set caption_extension to {other}"
+            yield Note("caption_extension", str(folder), said, {"caption_extension": other})
 
 
 def _surplus_notes(training_set: TrainingSet, index: int) -> Iterator[Note]:
@@ -249,13 +252,14 @@ def _surplus_notes(training_set: TrainingSet, index: int) -> Iterator[Note]:
 
 def _caption_notes(sample: Sample, *, has_neighbours: bool) -> Iterator[Note]:
     """A picture without a caption of its own, where that is no choice for the whole folder."""
-    source = caption_source(sample)
+    source = sample.caption_source
     ending = sample.subset.pictures.caption_extension
+    missing = f"has no {ending} file" if sample.subset.kind == "folder" else "has neither caption nor tags"
     if source == "empty":
-        said = f"has no {ending} file and its folder no class_tokens: it is trained with an empty caption"
+        said = f"{missing}, and there are no class_tokens: it is trained with an empty caption"
         yield Note("missing_caption", str(sample.picture.path), said)
     elif source == "class_tokens" and has_neighbours:
-        said = f'has no {ending} file, as others of its folder have: "{sample.subset.class_tokens}" is used'
+        said = f'{missing}, as others beside it have: "{sample.subset.class_tokens}" is used'
         yield Note("missing_caption", str(sample.picture.path), said)
 
 

@@ -73,6 +73,12 @@ class Picture:
     def size(self) -> tuple[int, int]:
         return self.width, self.height
 
+    @classmethod
+    def of(cls, path: Path, facts: Facts, caption: str | None) -> Picture:
+        """A good picture from what was found out about it."""
+        size = (facts.width, facts.height)
+        return cls(path, *size, facts.sha256, caption, facts.is_animated, facts.alpha, facts.looks)
+
 
 @dataclass(frozen=True)
 class BadFile:
@@ -291,8 +297,7 @@ def _scan_of(folder: Path, extension: str, listing: _Listing, facts: Mapping[str
         if fact.reason:
             bad.append(BadFile(paths[name], fact.reason))
         if not reason and not fact.reason:
-            size = (fact.width, fact.height)
-            pictures.append(Picture(paths[name], *size, fact.sha256, caption, fact.is_animated, fact.alpha, fact.looks))
+            pictures.append(Picture.of(paths[name], fact, caption))
     return Scan(folder, tuple(pictures), tuple(bad), tuple(_notes(folder, extension, listing, pictures)))
 
 

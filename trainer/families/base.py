@@ -92,6 +92,8 @@ class Family(ABC):
     """Width and height of a sample picture when the prompt names none."""
     latent_factor: ClassVar[int]
     """Pixels of a picture's side for one latent."""
+    npz_suffix: ClassVar[str]
+    """How sd-scripts ends the names of latents kept beside pictures: "sd" in house_0512x0512_sd.npz."""
 
     facts: ModelFacts
     denoiser: nn.Module

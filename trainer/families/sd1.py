@@ -39,6 +39,7 @@ class StableDiffusion1(Family):
     architecture = "stable-diffusion-v1"
     default_resolution = 512
     latent_factor = 8
+    npz_suffix = "sd"
 
     denoiser: Any
     text_encoders: tuple[Any, ...]

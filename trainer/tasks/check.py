@@ -56,11 +56,11 @@ def plan_of(config: Any) -> dict[str, Any] | None:
     """Pictures, steps and epochs of a run, from the real data set; None where it is too large to scan here."""
     from trainer.data.config import read_dataset
     from trainer.data.dataset import TrainingSet
-    from trainer.data.scan import list_pictures
+    from trainer.data.gather import count_pictures
     from trainer.tasks.training import epoch_planner, schedule_of
 
     dataset = read_dataset(config.data, sources=config.sources)
-    if sum(len(list_pictures(s.image_dir)) for d in dataset.datasets for s in d.subsets) > SCANNED:
+    if sum(count_pictures(s) for d in dataset.datasets for s in d.subsets) > SCANNED:
         return None
     training_set = TrainingSet.build(dataset)
     config = with_seed(config, "length")
@@ -74,6 +74,7 @@ def plan_of(config: Any) -> dict[str, Any] | None:
         "captions_from_files": summary.captions_from_files,
         "captions_from_class_tokens": summary.captions_from_class_tokens,
         "captions_empty": summary.captions_empty,
+        "validation_pictures": summary.validation_pictures,
         "steps_per_epoch": schedule.steps_per_epoch,
         "epochs": schedule.epochs,
         "total_steps": schedule.total_steps,

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 from trainer import config as run_config
 from trainer.config import RunConfig
 from trainer.data.config import DataOptions, read_dataset
-from trainer.data.dataset import Survey
+from trainer.data.dataset import TrainingSet
+from trainer.data.gather import survey
 from trainer.data.report import VERSION, Note, PlannedDataset, Report, captions_of, report_of, token_notes
 from trainer.errors import EXIT_CODE, Problem, TrainerError
 from trainer.families.sd1 import BUILT_IN
@@ -86,13 +87,15 @@ def main(argv: Sequence[str]) -> int:
 
 def look(config: ReportConfig, *, progress: Callable[[int, int], None] | None = None) -> Report:
     """Scan and plan; bad files are in the report, settings that cannot be right raise."""
-    survey = Survey.of(read_dataset(config.data, sources=config.sources), progress=progress and _Throttle(progress))
+    dataset = read_dataset(config.data, sources=config.sources)
+    found = survey(dataset.subsets, progress=progress and _Throttle(progress))
+    training_set = TrainingSet.of(dataset, found)
     model = config.report.pretrained_model_name_or_path
-    return report_of(survey, _long_captions(survey, model, config.report.max_token_length or 75))
+    return report_of(training_set, found, _long_captions(training_set, model, config.report.max_token_length or 75))
 
 
-def _long_captions(survey: Survey, model: str | None, limit: int) -> Iterator[Note]:
-    captions = captions_of(survey)
+def _long_captions(training_set: TrainingSet, model: str | None, limit: int) -> Iterator[Note]:
+    captions = captions_of(training_set)
     texts = list(dict.fromkeys(text for drawn in captions.values() for text in drawn))
     if not any(texts):
         return
@@ -184,7 +187,9 @@ def _dataset_text(number: int, dataset: PlannedDataset) -> Iterator[str]:
         kind = "regularisation pictures" if folder.is_reg else "pictures"
         captions = ", ".join(f"{count} from {name}" if name != "empty" else f"{count} empty"
                              for name, count in folder.captions.items())  # fmt: skip
-        yield f"  {folder.image_dir}: {folder.pictures} {kind} x {folder.num_repeats}; captions: {captions or 'none'}"
+        kept_out = f" ({folder.validation} more kept out for validation)" if folder.validation else ""
+        place = folder.metadata_file or folder.image_dir
+        yield f"  {place}: {folder.pictures} {kind} x {folder.num_repeats}{kept_out}; captions: {captions or 'none'}"
     yield f"  an epoch uses {dataset.uses} pictures and {dataset.reg_uses} regularisation pictures, repeats included"
     most = max((bucket.count for bucket in dataset.buckets), default=0)
     for bucket in dataset.buckets:

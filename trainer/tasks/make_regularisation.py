@@ -88,7 +88,8 @@ class RegularisationConfig(RunConfig):
 
     @property
     def has_data(self) -> bool:
-        return self.data.dataset_config is not None or self.data.train_data_dir is not None
+        data = self.data
+        return any(path is not None for path in (data.dataset_config, data.train_data_dir, data.in_json))
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,12 @@ def wanted_sizes(config: RegularisationConfig, events: Events) -> dict[Size, int
         return {config.data.resolution_wh(): 1}
     from trainer.data.dataset import TrainingSet
 
-    dataset = read_dataset(config.data, sources=config.sources)
+    dataset = read_dataset(config.data, sources=config.sources, without_reg=True)
     training_set = TrainingSet.build(dataset, progress=lambda done, total: events.phase("scanning", done, total))
     sizes = Counter[Size]()
     for sample in training_set.samples:
-        sizes[sample.geometry.bucket] += 0 if sample.is_reg else sample.repeats
-    return {size: count for size, count in sizes.items() if count}
+        sizes[sample.geometry.bucket] += sample.repeats
+    return sizes
 
 
 def drawings(config: RegularisationConfig, sizes: Sequence[Size]) -> list[Drawing]:
@@ -288,7 +289,7 @@ def check(config: RegularisationConfig) -> list[Problem]:
         problems += error.problems
     try:
         if config.has_data:
-            read_dataset(config.data, sources=config.sources)
+            read_dataset(config.data, sources=config.sources, without_reg=True)
     except TrainerError as error:
         problems += error.problems
     problems += device_problems(config.memory)

@@ -97,7 +97,7 @@ class Export:
     def _datasets(self) -> list[dict[str, Any]]:
         return [
             {
-                "is_dreambooth": True,
+                "is_dreambooth": all(subset.kind == "folder" for subset in dataset.subsets),
                 "batch_size_per_device": dataset.batch_size,
                 "resolution": list(dataset.resolution),
                 "enable_bucket": dataset.buckets.enable_bucket,

@@ -55,9 +55,13 @@ class TrainNetworkConfig(RunConfig):
 
     def problems(self) -> Iterator[Problem]:
         """Options of different groups that do not go together."""
-        if self.data.dataset_config is None and self.data.train_data_dir is None:
+        if self.data.dataset_config is None and self.data.train_data_dir is None and self.data.in_json is None:
             remedy = "Name a dataset TOML with dataset_config, or a folder with train_data_dir"
             yield Problem("dataset_config", "no pictures are named", remedy=remedy)
+        if self.data.caches_text and not self.adapter.network_train_unet_only:
+            said = "cannot be used while the text encoder trains: its answers change with every step"
+            name = "cache_text_encoder_outputs" + ("" if self.data.cache_text_encoder_outputs else "_to_disk")
+            yield Problem(name, said, remedy="Set network_train_unet_only, or turn it off")
         if self.resume.resume and self.adapter.network_weights:
             remedy = "resume goes on with a run; network_weights begins a new one from a LoRA"
             yield Problem("network_weights", "cannot go with resume", str(self.adapter.network_weights), remedy=remedy)

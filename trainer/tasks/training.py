@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +24,16 @@ from trainer.hooks.tracking import Tracking
 from trainer.lazy import torch
 from trainer.loop import LengthOptions, Maths, Parts, train
 from trainer.maths.diffusion import Diffusion
-from trainer.maths.rng import randn_slots
 from trainer.run_folder import Request, RunFolder
 from trainer.tasks import debug_dataset
 from trainer.tasks.base import with_seed, write_record
+from trainer.tasks.encoding import conditioning_of, latents_of, planned_captions
 from trainer.tasks.environment import environment, fingerprint_of, packages
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import Tensor
 
     from trainer.data.dataset import TrainingSet
-    from trainer.data.loader import LoadedBatch
     from trainer.data.sampler import StepPlan
     from trainer.families.base import Family
     from trainer.methods.base import Method
@@ -153,7 +151,14 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
     family, method = _build_model(config, accelerator)
     _refuse_small_disk(config, schedule, progress, method)
     depends = _depends(config, training_set, accelerator)
-    parts = _build_parts(config, accelerator, family, method, training_set, schedule, events)
+    captions = planned_captions(
+        training_set,
+        plan_epoch,
+        seed=config.length.seed or 0,
+        progress=progress,
+        total_steps=schedule.total_steps,
+    )
+    parts = _build_parts(config, accelerator, family, method, training_set, schedule, captions, events)
     if point:
         resume.check_same(point, depends)
         _restore(Path(config.resume.resume or ""), parts)
@@ -237,15 +242,20 @@ def _scan(config: TrainNetworkConfig, events: Events) -> TrainingSet:
     training_set = TrainingSet.build(dataset, progress=lambda done, total: events.phase("scanning", done, total))
     for note in training_set.notes:
         events.warning(note)
-    _refuse_missing_masks(config, training_set)
+    _refuse_wrong_masks(config, training_set)
     return training_set
 
 
-def _refuse_missing_masks(config: TrainNetworkConfig, training_set: TrainingSet) -> None:
+def _refuse_wrong_masks(config: TrainNetworkConfig, training_set: TrainingSet) -> None:
+    """masked_loss without masks, and masks without masked_loss; alpha_mask needs no second word."""
     if config.loss.masked_loss and not any(sample.has_mask for sample in training_set.samples):
         remedy = "Set alpha_mask, or conditioning_data_dir in the dataset file, or turn masked_loss off"
         source = config.sources.get("masked_loss", "")
         raise ConfigError([Problem("masked_loss", "no picture has a mask", "true", source, remedy)])
+    if not config.loss.masked_loss and any(sample.mask_path for sample in training_set.samples):
+        said = "the dataset file names masks, and nothing uses them"
+        remedy = "Set masked_loss, or take conditioning_data_dir out of the dataset file"
+        raise ConfigError([Problem("conditioning_data_dir", said, remedy=remedy)])
 
 
 def _accelerator(config: TrainNetworkConfig, events: Events) -> Accelerator:
@@ -281,6 +291,7 @@ def _build_parts(
     method: Method,
     training_set: TrainingSet,
     schedule: Schedule,
+    captions: Iterable[str],
     events: Events,
 ) -> Parts:
     """Optimizer, schedule, data and the prepared modules."""
@@ -303,7 +314,8 @@ def _build_parts(
         method=method,
         diffusion=Diffusion(family.alphas_cumprod, family.prediction_type),
         loader=loader,
-        latents=_latents(config, family, training_set, accelerator, events),
+        latents=latents_of(config, family, training_set, accelerator, events),
+        conditioning=conditioning_of(config, family, method, captions, accelerator, events),
         optimizer=prepared_optimizer,
         schedule=schedules.build(config.schedule, optimizer, schedule.total_steps),
         accelerator=accelerator,
@@ -311,38 +323,6 @@ def _build_parts(
         max_grad_norm=config.optimizer.max_grad_norm,
         seed=config.length.seed or 0,
     )
-
-
-def _latents(
-    config: TrainNetworkConfig, family: Family, training_set: TrainingSet, accelerator: Accelerator, events: Events
-) -> Callable[[LoadedBatch], Tensor]:
-    """How a batch becomes latents: drawn from the cache, or encoded on the spot; the same bits either way."""
-    from trainer.data.cache import LatentCache, draw_latents, encode_each
-
-    seed, device, batch_size = config.length.seed or 0, accelerator.device, config.data.vae_batch_size
-
-    def noise(batch: LoadedBatch, shape: Sequence[int]) -> Tensor:
-        return randn_slots(seed, "latent", batch.epoch, batch.slots, shape)
-
-    if config.data.caches_latents:
-        say = lambda done, total: events.phase("caching", done, total)  # noqa: E731
-        cache = LatentCache.build(training_set, family.encode_latents, batch_size=batch_size, progress=say)
-        # the VAE has done its work; sampling brings it back
-        family.vae.to("cpu")
-
-        def cached(batch: LoadedBatch) -> Tensor:
-            mean_BCHW, std_BCHW = cache.moments(batch.keys)
-            return draw_latents(mean_BCHW, std_BCHW, noise(batch, mean_BCHW.shape[1:])).to(device)
-
-        return cached
-
-    def encoded(batch: LoadedBatch) -> Tensor:
-        assert batch.pixels_BCHW is not None
-        mean_BCHW, std_BCHW = encode_each(family.encode_latents, batch.pixels_BCHW, batch_size=batch_size)
-        drawn_BCHW = draw_latents(mean_BCHW.cpu(), std_BCHW.cpu(), noise(batch, mean_BCHW.shape[1:]))
-        return drawn_BCHW.to(device)
-
-    return encoded
 
 
 def _refuse_clashes(config: TrainNetworkConfig, schedule: Schedule, point: ResumePoint | None) -> None:
