@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from kohya_gui import dataset_report, dataset_toml
+from kohya_gui import dataset_findings, dataset_preview, dataset_report, dataset_toml, datasets
 from kohya_gui.dataset_report import Cancelled, Look, Looks
 from kohya_gui.settings import Settings
 from trainer.errors import DataError
@@ -93,3 +94,32 @@ def test_an_unreadable_report_is_said(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text('{"datasets": [{}]}')
     with pytest.raises(DataError, match="cannot be read"):
         dataset_report.read_report(tmp_path / "report.json")
+
+
+def test_all_three_kinds_are_looked_at(tmp_path: Path, settings: Settings) -> None:
+    """What the page writes for words, captions and metadata is what the trainer reads."""
+    folder = make(tmp_path / "p", 2)
+    entries = {f"p000{n}": {"caption": "a dog", "tags": "grass, sun"} for n in range(2)}
+    (folder / "meta.json").write_text(json.dumps(entries), encoding="utf-8")
+    found = datasets.recognise(folder)
+    assert found.kind == "metadata"
+    text = datasets.describe(found, kind="metadata")
+    looks = Looks(settings)
+    key = finish(looks, text, tmp_path)
+    report = looks.report(key)
+    assert report is not None and not report.problems
+    assert {p.caption_source for p in report.pictures} == {"metadata"}
+    drawn = dataset_preview.draws(looks.draft(key), report, report.pictures[0])
+    assert len(drawn) == 10 and "dog" in drawn[0][0]
+    counts = dataset_findings.counted(text, tmp_path, tmp_path)
+    text = dataset_toml.change(
+        dataset_findings.set_kind(text, counts, "class", ""), (0, 0), {"class_tokens": "shs dog"}
+    )
+    report = looks.report(finish(looks, text, tmp_path))
+    assert report is not None and {p.caption for p in report.pictures} == {"shs dog"}
+    for picture in folder.glob("*.png"):
+        picture.with_suffix(".txt").write_text("a caption")
+    counts = dataset_findings.counted(text, tmp_path, tmp_path)
+    text = dataset_findings.set_kind(text, counts, "captions", "")
+    report = looks.report(finish(looks, text, tmp_path))
+    assert report is not None and {p.caption_source for p in report.pictures} == {"file"}
