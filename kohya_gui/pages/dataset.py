@@ -15,7 +15,7 @@ from kohya_gui.pages.browser import QUIET, FolderBrowser
 from kohya_gui.pages.dataset_build import BuildPart
 from kohya_gui.pages.dataset_layout import LayoutPart
 from kohya_gui.pages.dataset_look import LookPart
-from kohya_gui.pages.dataset_parts import KEEP, KEPT, LIVE, Shared, hidden, html
+from kohya_gui.pages.dataset_parts import LIVE, Shared, hidden, html
 from kohya_gui.pages.dataset_reg import RegPart
 from kohya_gui.pages.dataset_source import SourcePart
 from kohya_gui.pages.run import ASSETS, RunPage
@@ -94,11 +94,6 @@ class DatasetPage:
         self.layout.attach(shared)
         self.reg.attach(shared, tabs, run_page)
         self._attach_browser()
-        source = self.source
-        kept: list[Any] = [source.box, source.kind, source.words, source.metadata, shared.text, shared.base]
-        kept += [shared.origin, shared.made, self.path]
-        gr.on([c.change for c in kept], None, kept, None, js=KEEP)
-        demo.load(None, kept, kept, js=KEPT)
         seen = [shared.text, shared.base, shared.origin, shared.made, self.build.place]
         refreshed = [self.findings, self.build.table, self.bar]
         shared.text.change(self.refresh, seen, refreshed, **LIVE)

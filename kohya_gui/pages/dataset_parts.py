@@ -37,24 +37,6 @@ element.addEventListener("click", (event) => {
 });
 """
 
-KEEP = """
-(...values) => {
-  try { localStorage.setItem("studio-dataset", JSON.stringify(values)); } catch { /* a reload then begins anew */ }
-}
-"""
-KEPT = """
-(...values) => {
-  try {
-    const kept = JSON.parse(localStorage.getItem("studio-dataset"));
-    const fits = Array.isArray(kept) && kept.length === values.length && kept.every((v) => typeof v === "string");
-    return fits ? kept : values;
-  } catch {
-    return values;
-  }
-}
-"""
-"""What stands in the tab is kept by the browser, so that a reload finds it again."""
-
 
 def html(elem_id: str, *, classes: str = "ds-part", value: str = "") -> gr.HTML:
     """A piece of the page whose buttons tell (act, value)."""
@@ -62,7 +44,7 @@ def html(elem_id: str, *, classes: str = "ds-part", value: str = "") -> gr.HTML:
 
 
 def hidden(elem_id: str, value: str = "") -> gr.Textbox:
-    """A value kept in the browser, so that a restarted server loses nothing."""
+    """A value kept in the open page, not in the server: a restart of the server loses nothing of it."""
     return gr.Textbox(value, visible="hidden", elem_id=elem_id, show_label=False, container=False)
 
 

@@ -263,24 +263,6 @@ def test_a_file_is_replaced_on_a_second_press_only(page: Page, studio: Server, t
     expect(page.locator("#ds-bar")).to_contain_text("outside the folders", timeout=QUICK)
 
 
-def test_a_reload_finds_everything_again(page: Page, studio: Server, tmp_path: Path) -> None:
-    folder = make(tmp_path / "p", 3)
-    opened(page, studio)
-    choose(page, folder)
-    expect(page.locator("#ds-found")).to_contain_text("3 pictures", timeout=QUICK)
-    part(page, "Folders and settings")
-    text = f"{box(page, 'ds-text').input_value()}# mine\n"
-    box(page, "ds-text").fill(text)
-    expect(page.locator("#ds-bar")).to_contain_text("3 pictures", timeout=QUICK)
-    page.wait_for_timeout(500)
-    opened(page, studio)
-    expect(page.locator("#ds-bar")).to_contain_text("3 pictures", timeout=QUICK)
-    assert box(page, "ds-source").input_value() == str(folder)
-    expect(page.locator("#ds-found")).to_contain_text("changed and is not saved", timeout=QUICK)
-    part(page, "Folders and settings")
-    expect(box(page, "ds-text")).to_have_value(text, timeout=QUICK)
-
-
 @pytest.mark.slow
 def test_class_pictures_are_drawn_as_a_run(page: Page, server: Server, tiny_folder: Path) -> None:
     opened(page, server)
@@ -295,7 +277,7 @@ def test_class_pictures_are_drawn_as_a_run(page: Page, server: Server, tiny_fold
     page.click("#ds-reg-start")
     expect(page.locator("#run-head .rv-pill.rv-finished")).to_be_visible(timeout=SLOW)
     drawn = server.home / "datasets" / "reg"
-    assert sorted(p.suffix for p in drawn.iterdir()) == [".png", ".png", ".txt", ".txt"]
+    assert len(list(drawn.glob("*.png"))) == 2 == len(list(drawn.glob("*.txt")))
     page.get_by_role("tab", name="Dataset", exact=True).click()
     page.click("#ds-reg-add")
     expect(page.locator("#ds-bar")).to_contain_text("2 regularisation pictures", timeout=QUICK)
