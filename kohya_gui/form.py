@@ -23,10 +23,12 @@ PATH_WIDGETS = ("path", "folder", "model")
 class Form:
     """The components of a task's options by name. Draw each option once, then `finish()`.
 
-    left_out: options that the page itself writes, so that nobody types them.
+    left_out: options that the page itself writes, so that nobody types them. prefix: of the components' ids; another
+    one where a second form of the page has the same options.
     """
 
-    def __init__(self, specs: Sequence[OptionSpec], *, left_out: Collection[str] = ()) -> None:
+    def __init__(self, specs: Sequence[OptionSpec], *, left_out: Collection[str] = (), prefix: str = "opt") -> None:
+        self.prefix = prefix
         self.specs = {spec.name: spec for spec in specs if spec.name not in left_out}
         self.components: dict[str, Component] = {}
         self.browse: dict[str, gr.Button] = {}
@@ -39,6 +41,7 @@ class Form:
             self.browse[name] = gr.Button("Browse…", render=False)
         info = info or info_text(spec)
         component = _component(spec, label=label or spec.label, info=info, button=self.browse.get(name))
+        component.elem_id = f"{self.prefix}-{name}"
         component.visible = all(self.specs[key].default in kinds for key, kinds in spec.when.items())
         if value is not None:
             component.value = shown(spec, value)

@@ -105,8 +105,13 @@ class Taken:
     refused: tuple[str, ...]
 
 
-def take_uploads(files: Sequence[Path], uploads: Path, *, names: Sequence[str] = ()) -> Taken:
-    """Copy uploaded pictures and captions into a new folder; the ending of a picture follows its content."""
+def take_uploads(
+    files: Sequence[Path], uploads: Path, *, names: Sequence[str] = (), folder: Path | None = None
+) -> Taken:
+    """Copy uploaded pictures and captions into a new folder; the ending of a picture follows its content.
+
+    folder: the new folder itself, where it has a name already; else one is made in uploads.
+    """
     shown = list(names) or [file.name for file in files]
     refused: list[str] = []
     wanted: list[tuple[Path, str]] = []
@@ -121,7 +126,9 @@ def take_uploads(files: Sequence[Path], uploads: Path, *, names: Sequence[str] =
     pictures = [name for _, name in wanted if Path(name).suffix not in CAPTIONS]
     if not pictures:
         return Taken(None, 0, 0, tuple(refused))
-    folder = _new_folder(uploads, Path(pictures[0]).stem)
+    if folder is None:
+        folder = new_folder(uploads, Path(pictures[0]).stem)
+    folder.mkdir(parents=True, exist_ok=True)
     for file, name in reversed(wanted):
         shutil.copyfile(file, folder / name)
     kept = [p for p in folder.iterdir()]
@@ -158,7 +165,8 @@ def _ending(file: Path, name: str) -> tuple[str, str]:
     return FORMATS[kind], ""
 
 
-def _new_folder(uploads: Path, stem: str) -> Path:
+def new_folder(uploads: Path, stem: str) -> Path:
+    """A folder that did not exist before, named by stem and time."""
     base = uploads / f"{stem[:40]}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in range(1, 1000):
         folder = base if number == 1 else base.with_name(f"{base.name}-{number}")

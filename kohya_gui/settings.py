@@ -37,6 +37,11 @@ class Settings:
     roots: tuple[Path, ...]
     example: Example
 
+    @property
+    def datasets(self) -> Path:
+        """Where data sets made in the Dataset tab lie: their files, and folders of copied pictures."""
+        return self.home / "datasets"
+
     def short(self, path: Path) -> str:
         """A path as a person would type it: from the home folder on where it lies in it."""
         return str(path.relative_to(self.home) if path.is_relative_to(self.home) else path)

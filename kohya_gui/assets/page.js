@@ -211,8 +211,8 @@
 
   // the folder dialog: focus goes in, Escape closes it, focus goes back
   let cameFrom = null;
-  function enterDialog() {
-    const dialog = document.getElementById("browser");
+  function enterDialog(id) {
+    const dialog = document.getElementById(id);
     if (!dialog) return;
     cameFrom = document.activeElement;
     dialog.setAttribute("role", "dialog");
@@ -223,8 +223,9 @@
   }
 
   document.addEventListener("keydown", function (event) {
-    const close = document.querySelector("#browser-close");
-    if (event.key !== "Escape" || !close || !close.offsetParent) return;
+    const buttons = Array.from(document.querySelectorAll("#browser-close, #ds-browser-close"));
+    const close = buttons.find(function (button) { return button.offsetParent; });
+    if (event.key !== "Escape" || !close) return;
     close.click();
     if (cameFrom) cameFrom.focus();
   });

@@ -22,30 +22,31 @@ TITLES: dict[Wanted, str] = {
 
 
 class FolderBrowser:
-    """Lay it once; `serve` a button and its box each, then `finish`."""
+    """Lay it once in a tab; `serve` a button and its box each, then `finish`. elem_id: another one for each tab."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, elem_id: str = "browser") -> None:
         self.settings = settings
+        self.elem_id = elem_id
         self.boxes: dict[str, tuple[gr.Textbox, Wanted]] = {}
         self.target = gr.State("")
-        with gr.Column(visible=False, elem_id="browser") as self.dialog:
+        with gr.Column(visible=False, elem_id=elem_id) as self.dialog:
             self.title = gr.HTML()
-            self.path = gr.Textbox(label="Folder", elem_id="browser-path", max_lines=1)
-            self.entries = gr.Radio([], show_label=False, container=False, elem_id="browser-entries")
+            self.path = gr.Textbox(label="Folder", elem_id=f"{elem_id}-path", max_lines=1)
+            self.entries = gr.Radio([], show_label=False, container=False, elem_id=f"{elem_id}-entries")
             self.note = gr.HTML(elem_classes="note")
             with gr.Row():
                 self.up = gr.Button("Up", size="sm", min_width=80)
                 self.start = gr.Button("All places", size="sm", min_width=80)
-                self.close = gr.Button("Close", size="sm", min_width=80, elem_id="browser-close")
+                self.close = gr.Button("Close", size="sm", min_width=80, elem_id=f"{elem_id}-close")
                 self.use = gr.Button(
-                    "Use this folder", size="sm", variant="primary", min_width=140, elem_id="browser-use"
+                    "Use this folder", size="sm", variant="primary", min_width=140, elem_id=f"{elem_id}-use"
                 )
 
     def serve(self, name: str, button: gr.Button, box: Any, wanted: Wanted) -> None:
         """Let a button fill a box."""
         self.boxes[name] = (box, wanted)
         shown = button.click(partial(self.open, name), box, self._outputs(), **QUIET)
-        shown.then(None, None, None, js="() => window.studio.enterDialog()")
+        shown.then(None, None, None, js=f"() => window.studio.enterDialog('{self.elem_id}')")
 
     def finish(self) -> None:
         """Wire what the dialog does to all boxes served."""
