@@ -23,6 +23,13 @@ from examples.make.train_vae import to_tensor
 BLOCK = 1000
 
 
+OPTIMISERS: dict[str, Callable[[nn.Module, float], list[torch.optim.Optimizer]]] = {
+    "muon": lambda unet, lr: muon.optimisers(unet, lr, lr * 0.05),
+    "adamw": lambda unet, lr: [torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=0.0, betas=(0.9, 0.99))],
+}
+"""Muon learns what the words mean in a thousand steps and then only walks about; AdamW goes on from there."""
+
+
 def build_unet() -> UNet2DConditionModel:
     """Real Stable Diffusion 1 topology, made narrow."""
     unet = UNet2DConditionModel(
@@ -170,7 +177,7 @@ def train(args: argparse.Namespace) -> None:
         begin_from(model, args.start, used_R)
     elif large:
         model.load_state_dict(torch.load(out / "unet64.pt")["ema"])
-    opts = muon.optimisers(model.unet, args.lr, args.lr * 0.05)
+    opts = OPTIMISERS[args.optimiser](model.unet, args.lr)
     params = [p for p in model.parameters() if p.requires_grad]
     groups = [g for opt in opts for g in opt.param_groups]
     base = [g["lr"] for g in groups]
@@ -178,11 +185,14 @@ def train(args: argparse.Namespace) -> None:
     step, used = 0, 0.0
     if path.exists():
         state = torch.load(path)
-        model.load_state_dict(state["model"])
         ema = state["ema"]
-        for opt, saved_opt in zip(opts, state["opts"], strict=True):
-            opt.load_state_dict(saved_opt)
-        step, used = state["step"], state["used"]
+        if state["optimiser"] == args.optimiser:
+            model.load_state_dict(state["model"])
+            for opt, saved_opt in zip(opts, state["opts"], strict=True):
+                opt.load_state_dict(saved_opt)
+            step, used = state["step"], state["used"]
+        else:  # another optimiser begins from the smoothed weights, with a clock of its own
+            model.load_state_dict(ema)
     with torch.no_grad():
         distinct_MS, which_N = ids_NS.unique(dim=0, return_inverse=True)
         cache_MSD = torch.cat([model.text.eval()(c)[0].half() for c in distinct_MS.split(64)])
@@ -205,7 +215,14 @@ def train(args: argparse.Namespace) -> None:
         if ended or now - saved > 120:
             saved = now
             if rank == 0:
-                blob = {"model": model.state_dict(), "ema": ema, "step": step, "used": now, "used_ids": used_R}
+                blob = {
+                    "model": model.state_dict(),
+                    "ema": ema,
+                    "step": step,
+                    "used": now,
+                    "used_ids": used_R,
+                    "optimiser": args.optimiser,
+                }
                 torch.save({**blob, "opts": [o.state_dict() for o in opts]}, path.with_suffix(".new"))
                 path.with_suffix(".new").rename(path)
                 smooth = build_unet().to(memory_format=torch.channels_last)
@@ -221,7 +238,7 @@ def train(args: argparse.Namespace) -> None:
         words_B = torch.where(torch.rand(count) < 0.1, torch.tensor(empty), picks_B)
         clean_BCHW = latents_NCHW[picks_B]
         times_B = torch.randint(0, 1000, (count,))
-        times_B = torch.where(torch.rand(count) < 0.5, torch.randint(500, 1000, (count,)), times_B)
+        times_B = torch.where(torch.rand(count) < 0.5, torch.randint(400, 1000, (count,)), times_B)
         alpha_B111 = alphas_T[times_B][:, None, None, None]
         noise_BCHW = torch.randn_like(clean_BCHW)
         noisy_BCHW = alpha_B111.sqrt() * clean_BCHW + (1 - alpha_B111).sqrt() * noise_BCHW
@@ -230,7 +247,7 @@ def train(args: argparse.Namespace) -> None:
         ).sample
         snr_B = (alpha_B111 / (1 - alpha_B111)).flatten()
         each_B = mse_loss(guess_BCHW, noise_BCHW, reduction="none").mean((1, 2, 3))
-        weight_B = snr_B.clamp(max=5) / snr_B * snr_B.clamp(max=1) ** -(0.5 if large else 0.75)
+        weight_B = snr_B.clamp(max=5) / snr_B * snr_B.clamp(max=1) ** -0.6
         loss = (each_B * weight_B).mean()
         for opt in opts:
             opt.zero_grad()
@@ -241,7 +258,7 @@ def train(args: argparse.Namespace) -> None:
         for opt in opts:
             opt.step()
         step += 1
-        keep = min(0.997, step / (step + 20))
+        keep = min(0.995, step / (step + 20))
         with torch.no_grad():
             for name, value in model.state_dict().items():
                 ema[name].lerp_(value, 1 - keep) if value.is_floating_point() else ema[name].copy_(value)
@@ -260,7 +277,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--until", type=float, default=float("inf"), help="stop at this clock time (seconds)")
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, default=1e-3, help="0.02 for muon")
+    parser.add_argument("--optimiser", choices=tuple(OPTIMISERS), default="adamw")
     parser.add_argument("--last", type=float, default=0.02, help="the last step's share of the learning rate")
     args = parser.parse_args()
     if args.what == "render":
