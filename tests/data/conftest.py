@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.data.config import DataOptions, read_dataset
+from trainer.data.config import DataOptions, DatasetConfig, read_dataset
 from trainer.data.dataset import TrainingSet
+from trainer.errors import ConfigError, Problem
 
 MakePicture = Callable[..., Path]
+Read = Callable[..., DatasetConfig]
 
 
 def noise_picture(path: Path, size: tuple[int, int], mode: str = "RGB") -> Path:
@@ -34,6 +36,25 @@ def picture(tmp_path: Path) -> MakePicture:
         return path
 
     return make
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """read(toml, **flags): the datasets of a file in tmp_path."""
+
+    def call(text: str, **flags: object) -> DatasetConfig:
+        (tmp_path / "data.toml").write_text(text, encoding="utf-8")
+        sources = {name: f"--{name}" for name in flags}
+        return read_dataset(DataOptions(dataset_config=tmp_path / "data.toml", **flags), sources=sources)
+
+    return call
+
+
+def problems(call: Callable[[], object]) -> tuple[Problem, ...]:
+    """What a call that raises says is wrong."""
+    with pytest.raises(ConfigError) as caught:
+        call()
+    return caught.value.problems
 
 
 @pytest.fixture

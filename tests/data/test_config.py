@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.data.conftest import MakePicture
-from trainer.data.config import DataOptions, DatasetConfig, read_dataset
-from trainer.errors import ConfigError, Problem
+from tests.data.conftest import MakePicture, Read, problems
+from trainer.data.config import DataOptions, read_dataset
 from trainer.schema import specs_of, validate
-
-Read = Callable[..., DatasetConfig]
 
 
 @pytest.fixture
-def read(tmp_path: Path, picture: MakePicture) -> Read:
-    """read(toml, **flags) with a folder of one picture called pics beside the file."""
+def read(read: Read, picture: MakePicture) -> Read:
+    """read(toml, **flags) with folders of one picture each, pics and more, beside the file."""
     picture("pics/a.png")
     picture("more/a.png")
-
-    def call(text: str, **flags: object) -> DatasetConfig:
-        (tmp_path / "data.toml").write_text(text, encoding="utf-8")
-        sources = {name: f"--{name}" for name in flags}
-        return read_dataset(DataOptions(dataset_config=tmp_path / "data.toml", **flags), sources=sources)
-
-    return call
-
-
-def problems(call: Callable[[], object]) -> tuple[Problem, ...]:
-    with pytest.raises(ConfigError) as caught:
-        call()
-    return caught.value.problems
+    return read
 
 
 SUBSET = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'pics'\n"

@@ -5,44 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.data.conftest import MakePicture
+from tests.data.conftest import MakePicture, Read, problems
 from trainer.data.config import (
     DataOptions,
-    DatasetConfig,
     DatasetTableOptions,
     SubsetOptions,
     read_dataset,
 )
 from trainer.data.dataset import TrainingSet
-from trainer.errors import ConfigError, Problem
 
 EXAMPLES = Path(__file__).parent / "examples"
-Read = Callable[..., DatasetConfig]
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Read:
-    """read(toml, **flags): the datasets of a file in tmp_path."""
-
-    def call(text: str, **flags: object) -> DatasetConfig:
-        (tmp_path / "data.toml").write_text(text, encoding="utf-8")
-        sources = {name: f"--{name}" for name in flags}
-        return read_dataset(DataOptions(dataset_config=tmp_path / "data.toml", **flags), sources=sources)
-
-    return call
-
-
-def problems(call: Callable[[], object]) -> tuple[Problem, ...]:
-    with pytest.raises(ConfigError) as caught:
-        call()
-    return caught.value.problems
-
-
 # documented examples; their Windows paths are names of folders beside the file here
 
 
