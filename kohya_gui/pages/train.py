@@ -65,7 +65,7 @@ class TrainPage:
     def attach(self, demo: gr.Blocks, tabs: gr.Tabs, run_page: RunPage) -> None:
         """Wire the tab, once all tabs are laid."""
         self._attach_browser()
-        self.notes.attach(self.problems)
+        planning = self.notes.attach(self.problems)
         self.presets.attach()
         self._attach_cards()
         self.form.follow_kinds()
@@ -79,6 +79,7 @@ class TrainPage:
             self._starter(tabs, run_page),
             self.fields.asked,
             outputs,
+            cancels=[planning],
             concurrency_limit=1,
             concurrency_id="start",
             show_progress="hidden",

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from gradio.events import Dependency
 
 from kohya_gui import pictures, request, sentences
 from kohya_gui.pages.browser import QUIET
@@ -45,8 +46,11 @@ class TrainNotes:
         self.memory = memory
         self.plan = plan
 
-    def attach(self, problems: gr.Textbox) -> None:
-        """Look again whenever something is typed. problems: where what is wrong with single values goes."""
+    def attach(self, problems: gr.Textbox) -> Dependency:
+        """Look again whenever something is typed. problems: where what is wrong with single values goes.
+
+        Returns the look for the plan, which Start cancels: a late plan must not stand where Start's answer belongs.
+        """
         fields = self.fields
         where = {fields.form.components["output_name"], fields.form.components["output_dir"]}
         gr.on([fields.model.change], self.see_model, fields.model, fields.badge, **LIVE)
@@ -90,7 +94,7 @@ class TrainNotes:
             fields.model,
             fields.trigger,
         ]
-        gr.on([c.change for c in planned], self.see_plan, fields.asked, [self.plan, problems], **LIVE)
+        return gr.on([c.change for c in planned], self.see_plan, fields.asked, [self.plan, problems], **LIVE)
 
     def see_model(self, text: str) -> str:
         """The badge under the base model, or why it cannot be used."""
