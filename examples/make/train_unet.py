@@ -171,11 +171,10 @@ def train(args: argparse.Namespace) -> None:
     ids_NS, used_R = tokenised(json.loads((out / "captions.json").read_text(encoding="utf-8")), tokenizer)
     latents_NCHW = torch.load(out / f"latents{args.size}.pt").float()
     model = Model(used_R, tokenizer).to(memory_format=torch.channels_last)
-    large = args.size == 128
     path = out / f"unet{args.size}.pt"
     if args.start:
         begin_from(model, args.start, used_R)
-    elif large:
+    elif args.size == 128:
         model.load_state_dict(torch.load(out / "unet64.pt")["ema"])
     opts = OPTIMISERS[args.optimiser](model.unet, args.lr)
     params = [p for p in model.parameters() if p.requires_grad]
