@@ -9,6 +9,7 @@ Models and resume points go to output_dir; files.json lists them with sizes and 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -91,6 +92,12 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sha256_file(path: Path) -> str:
+    """The hash of a whole file, as it is now."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,3 @@ def place_of(text: str) -> tuple[int, ...]:
     """ "0.1" -> (0, 1); () for anything else."""
     parts = str(text).split(".")
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
-
-
-def skips(count: int) -> Sequence[Any]:
-    return [gr.skip() for _ in range(count)]

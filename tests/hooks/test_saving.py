@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.hooks.saving import Plan, SavingOptions, clash_problem, plan_saves, sha256_file, written_again
-from trainer.run_folder import Job, RunFolder, SavedFile
+from trainer.hooks.saving import Plan, SavingOptions, clash_problem, plan_saves, written_again
+from trainer.run_folder import Job, RunFolder, SavedFile, sha256_file
 
 
 @pytest.fixture

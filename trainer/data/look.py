@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from typing import NamedTuple
 
 from PIL import Image
@@ -31,7 +32,8 @@ class Facts(NamedTuple):
 class Job(NamedTuple):
     """A file to look at. known: what was found the last time, used again when the bytes are the same."""
 
-    path: str
+    folder: str
+    name: str
     max_image_pixels: int
     known: Facts | None = None
 
@@ -39,7 +41,7 @@ class Job(NamedTuple):
 def look(job: Job) -> Facts:
     """Read and decode one picture, once; a file whose bytes are known is not decoded."""
     try:
-        with open(job.path, "rb") as file:
+        with open(os.path.join(job.folder, job.name), "rb") as file:
             data = file.read()
     except OSError as error:
         return Facts(reason=f"cannot be read ({error.strerror})")

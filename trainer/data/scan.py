@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -50,6 +50,7 @@ _POOL_FROM = 64
 _HEADERS_OF_QUICK_LOOK = 500
 _NAMED = 10
 _BOM = b"\xef\xbb\xbf"
+_UNSEEN = Facts()
 
 Progress = Callable[[int, int], None]
 
@@ -164,18 +165,17 @@ def count_folder(folder: Path, caption_extension: str = ".caption") -> FolderCou
     known = sorted((size for size in sizes if size), key=lambda size: size[0] * size[1])
     return FolderCounts(
         pictures=len(pictures),
-        captions=_count_captions(folder, pictures, caption_extension),
+        captions=_count_captions([path.name for path in pictures], set(os.listdir(folder)), caption_extension),
         smallest=known[0] if known else None,
         largest=known[-1] if known else None,
         unreadable=len(sizes) - len(known),
     )
 
 
-def _count_captions(folder: Path, pictures: Sequence[Path], extension: str) -> dict[str, int]:
-    """Caption extension -> number of pictures with such a file, for the extensions that occur."""
-    names = set(os.listdir(folder))
+def _count_captions(pictures: Iterable[str], names: Set[str], extension: str) -> dict[str, int]:
+    """Caption extension -> number of pictures with such a file, for the extensions that occur. All by file names."""
     suffixes = dict.fromkeys((normal_extension(extension), *CAPTION_SUFFIXES))
-    counts = Counter(suffix for path in pictures for suffix in suffixes if path.stem + suffix in names)
+    counts = Counter(s for name in pictures for s in suffixes if os.path.splitext(name)[0] + s in names)
     return {suffix: counts[suffix] for suffix in suffixes if counts[suffix]}
 
 
@@ -238,11 +238,14 @@ class _Listing(NamedTuple):
 
     @classmethod
     def of(cls, folder: Path, now: int) -> _Listing:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        pictures = [e for e in found if e.name.lower().endswith(PICTURE_SUFFIXES) and e.is_file()]
-        signatures = {e.name: signature_of(e.stat(), read_at_ns=now) for e in pictures}
-        return cls(signatures, frozenset(entry.name for entry in found))
+        names: list[str] = []
+        signatures: dict[str, Signature | None] = {}
+        with os.scandir(folder) as entries:  # an entry at a time: each holds more than we keep of it
+            for entry in entries:
+                names.append(entry.name)
+                if entry.name.lower().endswith(PICTURE_SUFFIXES) and entry.is_file():
+                    signatures[entry.name] = signature_of(entry.stat(), read_at_ns=now)
+        return cls({name: signatures[name] for name in sorted(signatures)}, frozenset(names))
 
 
 def _look_at(
@@ -251,39 +254,39 @@ def _look_at(
     """The facts of all pictures, folder by folder: remembered ones at once, the others looked at together."""
     cache = ScanCache()
     total = sum(len(listing.pictures) for listing in listed.values())
-    remembered = {folder: cache.read(folder) for folder in listed}
     found: dict[Path, dict[str, Facts]] = {}
-    jobs: list[tuple[Path, str, Job]] = []
+    jobs: list[tuple[Path, Job]] = []
     for folder, listing in listed.items():
-        known, facts = remembered[folder], found.setdefault(folder, {})
-        for name, signature in listing.pictures.items():
-            before = known.get(name)
-            if before and before.facts.width * before.facts.height > max_image_pixels:
-                before = None
-            if before and before.signature and before.signature == signature:
+        facts = found[folder] = dict.fromkeys(listing.pictures, _UNSEEN)
+        doubtful: dict[str, Facts] = {}
+        for name, before in cache.rows(folder):
+            if before.facts.width * before.facts.height > max_image_pixels:
+                continue
+            if before.signature and before.signature == listing.pictures.get(name):
                 facts[name] = before.facts
             else:
-                facts[name] = Facts()  # keeps the order
-                jobs.append((folder, name, Job(str(folder / name), max_image_pixels, before and before.facts)))
+                doubtful[name] = before.facts
+        unseen = (name for name, fact in facts.items() if fact is _UNSEEN)
+        where = str(folder)
+        jobs += [(folder, Job(where, name, max_image_pixels, doubtful.get(name))) for name in unseen]
     done = total - len(jobs)
     if progress and done:
         progress(done, total)
-    for (folder, name, _), fresh in zip(jobs, _run([job for _, _, job in jobs]), strict=True):
-        found[folder][name] = fresh
+    for (folder, job), fresh in zip(jobs, _run([job for _, job in jobs]), strict=True):
+        found[folder][job.name] = fresh
         done += 1
         if progress:
             progress(done, total)
-    for folder in dict.fromkeys(folder for folder, _, _ in jobs):
+    for folder in dict.fromkeys(folder for folder, _ in jobs):
         listing = listed[folder]
         entries = {name: Remembered(listing.pictures[name], facts) for name, facts in found[folder].items()}
-        cache.write(folder, entries if listing.whole else remembered[folder] | entries)
+        cache.write(folder, entries if listing.whole else dict(cache.rows(folder)) | entries)
     return found
 
 
 def _scan_of(folder: Path, extension: str, listing: _Listing, facts: Mapping[str, Facts]) -> Scan:
-    paths = {name: folder / name for name in facts}
     bad: list[BadFile] = []
-    captions = _count_captions(folder, list(paths.values()), extension)
+    captions = _count_captions(facts, listing.names, extension)
     if captions and normal_extension(extension) not in captions:
         other = max(captions, key=lambda suffix: captions[suffix])
         reason = (
@@ -291,17 +294,16 @@ def _scan_of(folder: Path, extension: str, listing: _Listing, facts: Mapping[str
             f"Set caption_extension to {other}"
         )
         bad.append(BadFile(folder, reason))
-    lowered = frozenset(name.lower() for name in listing.names)  # where Cat.TXT is also cat.txt
     pictures: list[Picture] = []
     for name, fact in facts.items():
-        caption_name = os.path.splitext(name)[0] + normal_extension(extension)
-        caption, reason = _read_caption(folder / caption_name) if caption_name.lower() in lowered else (None, "")
+        path, caption_name = folder / name, os.path.splitext(name)[0] + normal_extension(extension)
+        caption, reason = _read_caption(os.path.join(folder, caption_name))  # a Path would stay in memory in part
         if reason:
             bad.append(BadFile(folder / caption_name, reason))
         if fact.reason:
-            bad.append(BadFile(paths[name], fact.reason))
+            bad.append(BadFile(path, fact.reason))
         if not reason and not fact.reason:
-            pictures.append(Picture.of(paths[name], fact, caption))
+            pictures.append(Picture.of(path, fact, caption))
     return Scan(folder, tuple(pictures), tuple(bad), tuple(_notes(folder, extension, listing, pictures)))
 
 
@@ -333,10 +335,11 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _read_caption(path: Path) -> tuple[str | None, str]:
+def _read_caption(path: str) -> tuple[str | None, str]:
     """(text, reason): text None without a file, reason "" when it is good."""
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
     except FileNotFoundError:
         return None, ""
     except OSError as error:

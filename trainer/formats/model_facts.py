@@ -142,12 +142,9 @@ def sha256_file(path: Path, *, start: int = 0) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, start: int, *signature: int) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(start)
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def kohya_model_hashes(path: Path) -> tuple[str, str]:

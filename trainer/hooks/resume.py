@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from trainer import host
 from trainer.errors import ConfigError, Problem, RunError
 from trainer.lazy import torch
-from trainer.run_folder import write_atomically
+from trainer.run_folder import sha256_file, write_atomically
 from trainer.schema import Options, opt
 
 if TYPE_CHECKING:
@@ -141,10 +141,7 @@ def check_same(point: ResumePoint, depends: Mapping[str, Any]) -> None:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    import hashlib
-
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,6 @@ at the end, and the same with -state for the folders a run goes on from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import ClassVar, Literal
 from trainer.errors import Problem, RunError
 from trainer.events import Checkpoint, Events
 from trainer.hooks.base import Hook, Moment, due
-from trainer.run_folder import RunFolder, SavedFile, check_name, list_runs
+from trainer.run_folder import RunFolder, SavedFile, check_name, list_runs, sha256_file
 from trainer.schema import Options, opt
 
 
@@ -241,9 +240,3 @@ class _disk_errors:
 def path_size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-
-
-def sha256_file(path: Path) -> str:
-    """The hash of a whole file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
