@@ -36,6 +36,6 @@ def build(placed: Placed) -> gr.Blocks:
             with gr.Tab("Runs", id=run.TAB):
                 run_page = run.build(settings)
         train_page.attach(demo, tabs, run_page)
-        dataset_page.attach(tabs, TRAIN_TAB, train_page.fields.pictures, run_page)
+        dataset_page.attach(demo, tabs, TRAIN_TAB, train_page.fields.pictures, run_page)
         run_page.attach(demo, tabs)
     return demo

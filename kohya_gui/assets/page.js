@@ -172,23 +172,29 @@
 
   // what is typed on the Train tab stays in this browser, from the first change by hand on; the two cards begin anew
   const TYPED = "studio-typed";
+  const DESCRIBED = "studio-described";
   const TYPED_IN = "#basic, #side, #all-options, #browser";
 
-  function store(card, values) {
+  function put(key, value) {
     try {
-      localStorage.setItem(TYPED, JSON.stringify({ version: 1, card: card, values: values }));
+      localStorage.setItem(key, JSON.stringify(value));
     } catch {
       // a browser that keeps nothing: a reload then shows the example, as on the first day
     }
   }
 
-  function kept() {
+  function get(key) {
     try {
-      return localStorage.getItem(TYPED) || "";
+      return localStorage.getItem(key) || "";
     } catch {
       return "";
     }
   }
+
+  function store(card, values) { put(TYPED, { version: 1, card: card, values: values }); }
+
+  // the Dataset tab's description with what belongs to it, saved in a file or not
+  function describe(values) { if (values[1]) put(DESCRIBED, values); }
 
   function keep(names, values) {
     if (!state.touched) return;
@@ -231,6 +237,7 @@
   });
 
   window.studio = {
-    enterDialog: enterDialog, showProblems: showProblems, reveal: reveal, kept: kept, keep: keep, startFresh: startFresh
+    enterDialog: enterDialog, showProblems: showProblems, reveal: reveal, keep: keep, startFresh: startFresh,
+    describe: describe, kept: function () { return get(TYPED); }, described: function () { return get(DESCRIBED); }
   };
 })();

@@ -83,10 +83,12 @@ class DatasetPage:
                 "Use this in Train", variant="primary", scale=0, min_width=170, elem_id="ds-use"
             )
 
-    def attach(self, tabs: gr.Tabs, train_tab: str, train_pictures: gr.Textbox, run_page: RunPage) -> None:
+    def attach(
+        self, demo: gr.Blocks, tabs: gr.Tabs, train_tab: str, train_pictures: gr.Textbox, run_page: RunPage
+    ) -> None:
         """Wire the tab, once all tabs are laid. train_pictures: the Train tab's box for pictures."""
         shared = self.shared
-        self.source.attach(shared, self.path)
+        self.source.attach(demo, shared, self.path)
         self.look.attach(shared)
         self.build.attach(shared)
         self.layout.attach(shared)

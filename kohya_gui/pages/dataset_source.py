@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,9 @@ class SourcePart:
                     visible=False,
                 )
                 self.kind_note = gr.HTML(elem_classes="note", elem_id="ds-kind-note")
-        self.name = hidden("ds-name")
+        self.described = hidden("ds-described")
 
-    def attach(self, shared: Shared, save_path: gr.Textbox) -> None:
+    def attach(self, demo: gr.Blocks, shared: Shared, save_path: gr.Textbox) -> None:
         """Wire the part. save_path: where the data set would be saved."""
         self.shared = shared
         self.save_path = save_path
@@ -100,12 +101,29 @@ class SourcePart:
         self.words_note.click(self.pick_word, [shared.text, self.words], [self.words, shared.text], **QUIET)
         described = [shared.text, shared.base, self.kind, self.metadata]
         self.kind.input(self.set_kind, described, shared.text, **QUIET)
-        self.metadata.change(self.set_kind, described, shared.text, **LIVE)
+        self.metadata.change(self.set_metadata, described, shared.text, **LIVE)
         seen = [self.kind_note, self.words, self.words_note, self.metadata]
         for changed in (shared.text.change, self.kind.change):
             changed(self.see_kind, [shared.text, shared.base, self.kind], seen, **LIVE)
         self.upload.upload(self.take, self.upload, [self.box, self.upload, self.upload_note, self.cancel], **QUIET)
         self.cancel.click(self.stop, None, None, **QUIET)
+        # the description stays in the browser: a reload and a restarted server find it again, saved or not
+        kept = [self.box, *self.begun]
+        keep = "(...values) => { window.studio.describe(values); }"
+        gr.on([component.change for component in kept], None, kept, None, js=keep)
+        demo.load(self.restore, self.described, kept, js="() => window.studio.described()", **QUIET)
+
+    def restore(self, text: str) -> list[Any]:
+        """What the browser kept; nothing where it does not fit this page."""
+        try:
+            kept = json.loads(text) if text else []
+        except json.JSONDecodeError:
+            kept = []
+        kinds = [kind for _, kind in KINDS]
+        fits = isinstance(kept, list) and len(kept) == 1 + len(self.begun) and all(isinstance(v, str) for v in kept)
+        if not fits or kept[1 + self.begun.index(self.kind)] not in kinds:
+            return [gr.skip() for _ in range(1 + len(self.begun))]
+        return list(kept)
 
     # what was found
 
@@ -186,6 +204,10 @@ class SourcePart:
             return dataset_findings.set_kind(text, self.shared.counted(text, base), kind, metadata)
         except TrainerError:
             return gr.skip()
+
+    def set_metadata(self, text: str, base: str, kind: Kind, metadata: str) -> Any:
+        """Another metadata file, where there is to be one."""
+        return self.set_kind(text, base, kind, metadata) if kind == "metadata" else gr.skip()
 
     def see_kind(self, text: str, base: str, kind: Kind) -> list[Any]:
         """What the chosen way needs, and whether it is there."""

@@ -262,6 +262,9 @@ def _finished(view: RunView) -> str:
 def _stopped(view: RunView) -> str:
     if view.stopped is None:
         return f'<div class="rv-box rv-stopped"><b>Stopped.</b> {escape(view.cause)}</div>'
+    if not view.stopped.state:  # pictures, no training
+        head = f"<b>Stopped after {view.stopped.step}.</b> What it has made stays."
+        return f'<div class="rv-box rv-stopped">{head}</div>{_saved(view)}'
     how = " Press <b>Go on</b>: a new run takes it up there." if view.resume_from else ""
     head = f"<b>Stopped after step {view.stopped.step}.</b> It can go on later from its saved state.{how}"
     return f'<div class="rv-box rv-stopped">{head}<dl>{_fact("State", view.stopped.state)}</dl></div>{_saved(view)}'

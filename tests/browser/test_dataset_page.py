@@ -155,6 +155,16 @@ def test_an_identifier_is_weighed(page: Page, studio: Server, tmp_path: Path) ->
     part(page, "Folders and settings")
     expect(box(page, "ds-text")).to_have_value(_has('class_tokens = "wny dog"'), timeout=QUICK)
 
+    # nothing of it is saved in a file, and a reload finds all of it again
+    page.wait_for_function("window.studio.described().includes('class_tokens = ')", timeout=QUICK)
+    page.reload()
+    opened(page, studio)
+    expect(box(page, "ds-words")).to_have_value("wny dog", timeout=QUICK)
+    expect(box(page, "ds-source")).to_have_value(str(folder))
+    part(page, "Folders and settings")
+    expect(box(page, "ds-text")).to_have_value(_has('class_tokens = "wny dog"'))
+    expect(page.locator("#ds-found")).to_contain_text("without captions", timeout=QUICK)
+
 
 def test_a_caption_is_written_and_put_back(page: Page, studio: Server, tmp_path: Path) -> None:
     folder = make(tmp_path / "p", 3)
