@@ -237,7 +237,7 @@ def train(args: argparse.Namespace) -> None:
         words_B = torch.where(torch.rand(count) < 0.1, torch.tensor(empty), picks_B)
         clean_BCHW = latents_NCHW[picks_B]
         times_B = torch.randint(0, 1000, (count,))
-        times_B = torch.where(torch.rand(count) < 0.5, torch.randint(400, 1000, (count,)), times_B)
+        times_B = torch.where(torch.rand(count) < args.noisy, torch.randint(400, 1000, (count,)), times_B)
         alpha_B111 = alphas_T[times_B][:, None, None, None]
         noise_BCHW = torch.randn_like(clean_BCHW)
         noisy_BCHW = alpha_B111.sqrt() * clean_BCHW + (1 - alpha_B111).sqrt() * noise_BCHW
@@ -278,6 +278,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, default=float("inf"), help="stop at this clock time (seconds)")
     parser.add_argument("--lr", type=float, default=1e-3, help="0.02 for muon")
     parser.add_argument("--optimiser", choices=tuple(OPTIMISERS), default="adamw")
+    parser.add_argument("--noisy", type=float, default=0.5, help="share of pictures that never get little noise")
     parser.add_argument("--last", type=float, default=0.02, help="the last step's share of the learning rate")
     args = parser.parse_args()
     if args.what == "render":
