@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.errors import ConfigError, Problem
 from trainer.lazy import torch
+from trainer.optim import arguments
 from trainer.schema import Options, nearest, opt
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class OptimizerOptions(Options):
             yield Problem(
                 "optimizer_type", "is not an optimizer this version knows", self.optimizer_type, remedy=remedy
             )
-        yield from _parse(self.optimizer_args)[1]
+        yield from arguments.parse("optimizer_args", self.optimizer_args)[1]
 
     def rate(self, component: str) -> float:
         """The learning rate of "denoiser" or of a text encoder."""
@@ -69,7 +68,7 @@ class OptimizerOptions(Options):
 
     def arguments(self) -> dict[str, Any]:
         """`optimizer_args` as keyword arguments."""
-        return _parse(self.optimizer_args)[0]
+        return arguments.parse("optimizer_args", self.optimizer_args)[0]
 
 
 def known_name(name: str) -> str | None:
@@ -81,17 +80,7 @@ def argument_problems(options: OptimizerOptions) -> list[Problem]:
     """Arguments the constructor does not have (this imports torch, so it is not part of `problems`)."""
     name = known_name(options.optimizer_type)
     assert name is not None, "problems() refuses unknown optimizers"
-    allowed = [p for p in inspect.signature(KNOWN[name]()).parameters if p not in ("params", "lr")]
-    return [
-        Problem(
-            "optimizer_args",
-            f"{name} has no argument {key}",
-            f"{key}={value!r}",
-            remedy="The rate is set with learning_rate" if key == "lr" else f"It has {', '.join(allowed)}",
-        )
-        for key, value in options.arguments().items()
-        if key not in allowed
-    ]
+    return arguments.unknown("optimizer_args", options.arguments(), KNOWN[name](), ours=("params", "lr"))
 
 
 def build(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> Optimizer:
@@ -107,23 +96,3 @@ def build(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> Optimizer:
     except (TypeError, ValueError) as error:
         raise ConfigError([Problem("optimizer_args", str(error), " ".join(options.optimizer_args))]) from error
     return built
-
-
-def _parse(texts: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
-    values: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for text in texts:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not key.isidentifier():
-            problems.append(Problem("optimizer_args", "should be key=value", text, remedy="As in weight_decay=0.01"))
-            continue
-        if key in values:
-            problems.append(Problem("optimizer_args", f"{key} is given twice", text))
-        try:
-            values[key] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            problems.append(
-                Problem("optimizer_args", "the value cannot be read", text, remedy=f'Text needs quotes: {key}="..."')
-            )
-    return values, problems
