@@ -19,8 +19,8 @@ from trainer.hooks.base import Hook, Moment
 from trainer.hooks.resume import Progress
 from trainer.lazy import torch
 from trainer.maths.diffusion import Diffusion, TimestepOptions, draw_timesteps
-from trainer.maths.losses import LossOptions, level_weight, picture_loss
-from trainer.maths.noise import NoiseOptions, sample_noise
+from trainer.maths.losses import LossOptions, error, level_weight, picture_loss
+from trainer.maths.noise import NoiseOptions, perturbed, sample_noise
 from trainer.maths.rng import derive
 from trainer.schema import Options, opt
 
@@ -195,14 +195,16 @@ def _backward(parts: Parts, batch: LoadedBatch, step: PlannedStep, micro_index: 
     latents_BCHW = parts.latents(batch)
     noise_BCHW = sample_noise(latents_BCHW, parts.maths.noise, seed=seed, epoch=epoch, slots=slots)
     timesteps_B = draw_timesteps(parts.maths.timesteps, seed=seed, epoch=epoch, slots=slots).to(device)
-    noisy_BCHW = parts.diffusion.noisy(latents_BCHW, noise_BCHW, timesteps_B)
+    seen_BCHW = perturbed(noise_BCHW, parts.maths.noise, seed=seed, epoch=epoch, slots=slots)
+    noisy_BCHW = parts.diffusion.noisy(latents_BCHW, seen_BCHW, timesteps_B)
     target_BCHW = parts.diffusion.target(latents_BCHW, noise_BCHW, timesteps_B)
 
     with parts.accelerator.autocast():
         conditioning = parts.conditioning(batch)
         prediction_BCHW = parts.family.predict(parts.method.denoiser, noisy_BCHW, timesteps_B, conditioning)
 
-    loss_B = picture_loss(prediction_BCHW, target_BCHW, batch.masks_BHW) * batch.weights_B.to(device)
+    error_BCHW = error(parts.maths.loss, parts.diffusion, prediction_BCHW, target_BCHW, timesteps_B)
+    loss_B = picture_loss(error_BCHW, batch.masks_BHW) * batch.weights_B.to(device)
     loss_B = loss_B * level_weight(parts.maths.loss, parts.diffusion, timesteps_B)
     loss = loss_B.mean() * (batch.weight / step.plan.num_present)
     # processes average their gradients, and the step's loss is the sum over all of them

@@ -221,3 +221,16 @@ def test_v_prediction(tmp_path: Path) -> None:
 
     folder = tiny_sd1(tmp_path / "v", prediction_type="v_prediction")
     assert load(folder).prediction_type == load(folder, v_parameterization=True).prediction_type == "v_prediction"
+
+
+def test_zero_terminal_snr(tiny_folder: Path) -> None:
+    """The reference's rescaled schedule; samplers that can end in pure noise begin there."""
+    vectors = np.load(Path(__file__).parents[1] / "vectors" / "noise_loss.npz")
+    family = load(tiny_folder, zero_terminal_snr=True)
+    expected = torch.from_numpy(vectors["ztsnr_alphas_cumprod"])
+    torch.testing.assert_close(family.alphas_cumprod, expected, rtol=1e-4, atol=1e-7)
+    assert family.alphas_cumprod[-1] == 0
+    sampler = build_scheduler("ddim", family.scheduler_config)
+    sampler.set_timesteps(10)
+    assert sampler.alphas_cumprod[-1] == 0 and sampler.timesteps[0] == 999
+    assert load(tiny_folder).alphas_cumprod[-1] > 0.004

@@ -1,5 +1,6 @@
 """Noise, timesteps, targets and weights against the reference's numbers and closed forms."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 from trainer.maths.diffusion import Diffusion, TimestepOptions, draw_timesteps
-from trainer.maths.losses import LossOptions, level_weight, picture_loss
-from trainer.maths.noise import NoiseOptions, sample_noise
+from trainer.maths.losses import LossOptions, huber_points, level_weight, prediction_problems
+from trainer.maths.noise import NoiseOptions, offset_strength, perturbed, pyramid_noise, sample_noise
 
 VECTORS = np.load(Path(__file__).parents[1] / "vectors" / "noise_loss.npz")
 ALL = torch.arange(1000)
@@ -38,6 +39,51 @@ def test_snr_is_the_references() -> None:
 def test_min_snr_weights_are_the_references(name: str, prediction: str, gamma: float) -> None:
     weights = level_weight(LossOptions(min_snr_gamma=gamma), diffusion(prediction), ALL)
     torch.testing.assert_close(weights, vector(name), rtol=1e-5, atol=1e-8)
+
+
+def test_debiased_weights_are_the_references() -> None:
+    weights = level_weight(LossOptions(debiased_estimation_loss=True), diffusion(), ALL)
+    torch.testing.assert_close(weights, vector("debiased_eps"), rtol=1e-5, atol=0)
+    weights = level_weight(LossOptions(debiased_estimation_loss=True), diffusion("v_prediction"), ALL)
+    snr = vector("all_snr").clamp(max=1000)
+    torch.testing.assert_close(weights, 1 / (snr + 1), rtol=1e-5, atol=0)
+
+
+def test_v_is_scaled_like_noise_as_in_the_reference() -> None:
+    options = LossOptions(scale_v_pred_loss_like_noise_pred=True)
+    weights = level_weight(options, diffusion("v_prediction"), ALL)
+    torch.testing.assert_close(weights, vector("scale_v"), rtol=1e-5, atol=0)
+
+
+def test_v_like_loss_is_the_closed_form_and_weights_multiply() -> None:
+    snr = vector("all_snr").clamp(max=1000)
+    alone = level_weight(LossOptions(v_pred_like_loss=0.5), diffusion(), ALL)
+    torch.testing.assert_close(alone, 1 + 0.5 * (snr + 1) / snr, rtol=1e-5, atol=0)
+    both = level_weight(LossOptions(v_pred_like_loss=0.5, min_snr_gamma=5.0), diffusion(), ALL)
+    torch.testing.assert_close(both, alone * vector("min_snr_eps_g5"), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_no_weight_is_infinite_where_the_schedule_ends_in_noise(prediction: str) -> None:
+    alphas = vector("ztsnr_alphas_cumprod").clone()
+    alphas[-1] = 0
+    ends_in_noise = Diffusion(alphas, prediction)  # type: ignore[arg-type]
+    options = LossOptions(
+        min_snr_gamma=5.0, debiased_estimation_loss=True, v_pred_like_loss=1.0, scale_v_pred_loss_like_noise_pred=True
+    )
+    for options_one in (options, LossOptions(min_snr_gamma=5.0), LossOptions(debiased_estimation_loss=True)):
+        weights = level_weight(options_one, ends_in_noise, ALL)
+        assert torch.isfinite(weights).all() and (weights >= 0).all()
+    points = huber_points(LossOptions(loss_type="huber"), ends_in_noise, ALL)
+    assert torch.isfinite(points).all() and points[-1] == pytest.approx(0.1)
+
+
+def test_weights_for_the_other_prediction_are_refused() -> None:
+    options = LossOptions(scale_v_pred_loss_like_noise_pred=True, v_pred_like_loss=0.5)
+    (problem,) = prediction_problems(options, "epsilon")
+    assert problem.option == "scale_v_pred_loss_like_noise_pred"
+    (problem,) = prediction_problems(options, "v_prediction")
+    assert problem.option == "v_pred_like_loss"
 
 
 def test_without_gamma_all_levels_weigh_one() -> None:
@@ -97,11 +143,74 @@ def test_zero_offset_is_plain_noise() -> None:
     assert torch.equal(a, b)
 
 
-def test_picture_loss_is_the_references_mean() -> None:
-    loss = picture_loss(vector("latents"), vector("noise"))
-    assert loss.shape == (2,)
-    torch.testing.assert_close(loss, vector("loss_l2_none").mean(dim=(1, 2, 3)))
-    torch.testing.assert_close(loss.mean(), vector("loss_l2_mean"))
+def test_adaptive_offset_is_the_references() -> None:
+    """The reference's draws of the offset, recovered from its plain offset noise, at the adapted strength."""
+    plain = vector("noise_offset_0.1_seed1") - vector("noise")
+    adapted = vector("noise_offset_0.1_adaptive0.05_seed1") - vector("noise")
+    options = NoiseOptions(noise_offset=0.1, adaptive_noise_scale=0.05)
+    strength = offset_strength(options, vector("latents"), torch.full((2, 1, 1, 1), 0.1))
+    torch.testing.assert_close(plain / 0.1 * strength, adapted, rtol=1e-4, atol=1e-6)
+
+
+def test_negative_adaptation_never_turns_the_offset_round() -> None:
+    options = NoiseOptions(noise_offset=0.1, adaptive_noise_scale=-0.9)
+    strength = offset_strength(options, torch.ones(1, 4, 8, 8), torch.full((1, 1, 1, 1), 0.1))
+    assert (strength == 0).all()
+
+
+@pytest.mark.parametrize(("iterations", "discount"), [(6, 0.4), (8, 0.3), (2, 0.8)])
+def test_pyramid_noise_is_the_references(iterations: int, discount: float) -> None:
+    options = NoiseOptions(multires_noise_iterations=iterations, multires_noise_discount=discount)
+    draws = torch.Generator().manual_seed(1)
+    noise = pyramid_noise(vector("noise"), options, random.Random(1), draws)
+    expected = vector(f"pyramid_it{iterations}_d{discount}_seed1")
+    torch.testing.assert_close(noise, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_perturbed_noise_is_the_references() -> None:
+    """Its noisy latents of one seed with and without the perturbation of strength 0.1 differ by sigma times draws."""
+    t = vector("gnnt_ip_seed1_t")
+    plain = diffusion().noisy(vector("latents"), vector("gnnt_ip_seed1_noise"), t)
+    sigma = (1 - vector("alphas_cumprod")[t]).sqrt().reshape(2, 1, 1, 1)
+    theirs = (vector("gnnt_ip_seed1_noisy") - plain) / sigma
+    noise = torch.zeros(2, 4, 16, 24)
+    ours = perturbed(noise, NoiseOptions(ip_noise_gamma=0.1), seed=0, epoch=0, slots=[0, 1])
+    assert float(ours.std()) == pytest.approx(0.1, rel=0.05) == float(theirs.std())
+
+
+def test_every_picture_draws_its_own_noise_whatever_its_batch() -> None:
+    options = NoiseOptions(
+        noise_offset=0.1,
+        noise_offset_random_strength=True,
+        adaptive_noise_scale=0.1,
+        multires_noise_iterations=6,
+        ip_noise_gamma=0.1,
+        ip_noise_gamma_random_strength=True,
+    )
+    latents = vector("latents")
+    both = sample_noise(latents, options, seed=3, epoch=1, slots=[5, 8])
+    alone = sample_noise(latents[1:], options, seed=3, epoch=1, slots=[8])
+    assert torch.equal(both[1:], alone)
+    seen = perturbed(both, options, seed=3, epoch=1, slots=[5, 8])
+    assert torch.equal(seen[1:], perturbed(alone, options, seed=3, epoch=1, slots=[8]))
+    assert not torch.equal(seen, both)
+
+
+def test_random_strengths_are_even() -> None:
+    latents, slots = torch.zeros(400, 1, 2, 2), range(400)
+    options = NoiseOptions(ip_noise_gamma=1.0, ip_noise_gamma_random_strength=True)
+    full = perturbed(latents, NoiseOptions(ip_noise_gamma=1.0), seed=0, epoch=0, slots=slots)
+    share = (perturbed(latents, options, seed=0, epoch=0, slots=slots) / full)[:, 0, 0, 0]
+    assert 0 <= float(share.min()) < 0.05 and 0.95 < float(share.max()) < 1
+    assert float(share.mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_options_that_change_nothing_are_problems() -> None:
+    options = NoiseOptions(adaptive_noise_scale=0.1, ip_noise_gamma_random_strength=True)
+    assert [problem.option for problem in options.problems()] == [
+        "adaptive_noise_scale",
+        "ip_noise_gamma_random_strength",
+    ]
 
 
 def test_an_empty_range_of_timesteps_is_a_problem() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import re
+
 import pytest
 import torch
+from torch.optim import Optimizer
 
 from trainer.errors import ConfigError
-from trainer.optim.optimizers import KNOWN, OptimizerOptions, ParamGroup, build, known_name
+from trainer.optim.optimizers import KNOWN, OptimizerOptions, ParamGroup, argument_problems, build, described
 
 
 def group(name: str = "unet", rate: float = 0.1) -> ParamGroup:
@@ -31,21 +35,72 @@ def test_rates() -> None:
     assert (options.rate("denoiser"), options.rate("text_encoder_2")) == (1e-4, 5e-5)
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_every_optimizer_steps(name: str) -> None:
-    assert known_name(name.lower()) == known_name(name.upper()) == name
-    groups = [group(rate=0.1), group("textencoder", 0.01)]
-    optimizer = build(OptimizerOptions(optimizer_type=name.upper()), groups)
-    assert [(g["lr"], g["name"]) for g in optimizer.param_groups] == [(0.1, "unet"), (0.01, "textencoder")]
-    for each in groups:
-        each.parameters[0].grad = torch.ones(2)
-    optimizer.step()
-    assert all(each.parameters[0].max() < 1 for each in groups)
+@pytest.mark.parametrize("name", [*KNOWN, "RMSprop", "bitsandbytes.optim.Adam8bit", "pytorch_optimizer.AdEMAMix"])
+def test_every_optimizer_learns_and_goes_on_where_it_was_saved(name: str) -> None:
+    """A least-squares problem gets better, and four steps are the same as two, saved and loaded, and two."""
+
+    def problem() -> tuple[list[ParamGroup], Optimizer]:
+        weight = torch.nn.Parameter(torch.zeros(64, 80))  # 8 bits from 4096 numbers on
+        bias = torch.nn.Parameter(torch.zeros(80))
+        groups = [ParamGroup("unet", "unet", (weight,), 0.01), ParamGroup("textencoder", "te", (bias,), 0.005)]
+        typed = name if "." in name else name.upper()
+        return groups, build(OptimizerOptions(optimizer_type=typed), groups)
+
+    def steps(groups: list[ParamGroup], optimizer: Optimizer, numbers: range) -> float:
+        loss = 0.0
+        for number in numbers:
+            x = torch.randn(32, 64, generator=torch.Generator().manual_seed(number % 3))
+            (weight,), (bias,) = (group.parameters for group in groups)
+            error = (x @ (weight - 0.1) + bias - 1).square().mean()
+            error.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss = float(error.detach())
+        return loss
+
+    groups, optimizer = problem()
+    assert [(g["lr"], g["name"]) for g in optimizer.param_groups] == [(0.01, "unet"), (0.005, "textencoder")]
+    first = steps(groups, optimizer, range(3))
+    weights, state = [g.parameters[0].detach().clone() for g in groups], copy.deepcopy(optimizer.state_dict())
+    last = steps(groups, optimizer, range(3, 21))
+    assert last < 0.99 * first
+
+    again, other = problem()
+    with torch.no_grad():
+        for group, weight in zip(again, weights, strict=True):
+            group.parameters[0].copy_(weight)
+    other.load_state_dict(state)
+    steps(again, other, range(3, 21))
+    for one, two in zip(groups, again, strict=True):
+        assert torch.equal(one.parameters[0], two.parameters[0])
 
 
-def test_unknown_optimizer() -> None:
-    (problem,) = said(optimizer_type="AdamX")
-    assert "got AdamX" in problem and "Known: AdamW. Did you mean AdamW?" in problem
+def test_arguments_we_add_give_way_to_written_ones() -> None:
+    (built,) = build(OptimizerOptions(optimizer_type="SGDNesterov"), [group()]).param_groups
+    assert (built["nesterov"], built["momentum"]) == (True, 0.9)
+    (built,) = build(
+        OptimizerOptions(optimizer_type="sgdnesterov", optimizer_args=["momentum=0.5"]), [group()]
+    ).param_groups
+    assert (built["nesterov"], built["momentum"]) == (True, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("AdamX", "got AdamX.*Did you mean Adam"),
+        ("LBFGS", "is not an optimizer"),
+        ("os.path.Join", "is not an optimizer"),
+        ("pytorch_optimizer.Nothing", "pytorch_optimizer has no Nothing"),
+    ],
+)
+def test_unknown_optimizers(name: str, words: str) -> None:
+    (problem,) = argument_problems(OptimizerOptions(optimizer_type=name))
+    assert re.search(words, str(problem))
+
+
+def test_what_is_written_into_files() -> None:
+    options = OptimizerOptions(optimizer_type="sgdnesterov", optimizer_args=["weight_decay=0.1"])
+    assert described(options) == "torch.optim.sgd.SGD(nesterov=True,momentum=0.9,weight_decay=0.1)"
 
 
 def test_arguments() -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "contradictions",
     "find_family",
     "load_family",
+    "prediction_of",
 ]
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ class ModelOptions(Options):
 
     v_parameterization: bool = opt(False, label="V-prediction")
     """Say that the base model predicts velocity instead of noise. A model that states otherwise is an error."""
+
+    zero_terminal_snr: bool = opt(False, label="Zero terminal SNR")
+    """Train with a noise schedule that ends in pure noise, so that very dark and very bright pictures can be drawn; for
+    v-prediction models. Lin et al., 2023, https://arxiv.org/abs/2305.08891"""
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,13 @@ def contradictions(options: ModelOptions, facts: ModelFacts) -> list[Problem]:
             )
         )
     return found
+
+
+def prediction_of(options: ModelOptions, facts: ModelFacts) -> Literal["epsilon", "v_prediction"]:
+    """What the model predicts: what it says itself, else what the options say, else noise."""
+    if facts.prediction != "unknown":
+        return facts.prediction
+    return "v_prediction" if options.v_parameterization else "epsilon"
 
 
 def find_family(options: ModelOptions) -> tuple[type[Family], ModelFacts]:

@@ -92,6 +92,10 @@ class StableDiffusion1(Family):
         components, scheduler_config, tokenizer = read(facts, options, dtypes)
         if facts.prediction == "unknown" and options.v_parameterization:
             scheduler_config = {**scheduler_config, "prediction_type": "v_prediction"}
+        if options.zero_terminal_snr:
+            # sampling begins with the last timestep then, as the paper says it has to
+            zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+            scheduler_config = {**scheduler_config, **zero_snr}
         layers = int(components["text_encoder"].config.num_hidden_layers)
         if (options.clip_skip or 1) > layers:
             problem = Problem("clip_skip", f"the text encoder has {layers} layers", str(options.clip_skip))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainer.errors import Problem
@@ -61,6 +62,12 @@ class Diffusion:
         """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) [B]."""
         alphas_B = self.alphas_cumprod_T.to(timesteps_B.device)[timesteps_B]
         return alphas_B / (1 - alphas_B)
+
+    @cached_property
+    def least_snr(self) -> float:
+        """The smallest signal-to-noise ratio above 0 of the schedule."""
+        alphas_T = self.alphas_cumprod_T[self.alphas_cumprod_T > 0]
+        return float((alphas_T / (1 - alphas_T)).min())
 
     def _rates(self, timesteps_B: Tensor, like_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         alphas_B = self.alphas_cumprod_T.to(like_BCHW.device)[timesteps_B]

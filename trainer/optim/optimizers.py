@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.errors import ConfigError, Problem
 from trainer.lazy import torch
+from trainer.optim import arguments
 from trainer.schema import Options, nearest, opt
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-KNOWN: Mapping[str, Callable[[], type[Optimizer]]] = {"AdamW": lambda: torch.optim.AdamW}
-"""Name as written in a config -> the class, fetched when needed."""
+
+@dataclass(frozen=True)
+class Known:
+    """An optimizer under the name people write. adds: arguments it gets unless they are written."""
+
+    module: str
+    name: str
+    adds: Mapping[str, Any] = field(default_factory=dict)
+
+    def find(self) -> type[Optimizer]:
+        """The class; `ImportError` where its package is not installed."""
+        found: type[Optimizer] = getattr(importlib.import_module(self.module), self.name)
+        return found
+
+
+_NESTEROV = {"nesterov": True, "momentum": 0.9}
+
+KNOWN: Mapping[str, Known] = {
+    "AdamW": Known("torch.optim", "AdamW"),
+    "AdamW8bit": Known("bitsandbytes.optim", "AdamW8bit"),
+    "PagedAdamW": Known("bitsandbytes.optim", "PagedAdamW"),
+    "PagedAdamW8bit": Known("bitsandbytes.optim", "PagedAdamW8bit"),
+    "PagedAdamW32bit": Known("bitsandbytes.optim", "PagedAdamW32bit"),
+    "Lion": Known("pytorch_optimizer", "Lion"),
+    "Lion8bit": Known("bitsandbytes.optim", "Lion8bit"),
+    "PagedLion8bit": Known("bitsandbytes.optim", "PagedLion8bit"),
+    "SGDNesterov": Known("torch.optim", "SGD", _NESTEROV),
+    "SGDNesterov8bit": Known("bitsandbytes.optim", "SGD8bit", _NESTEROV),
+    "CAME": Known("pytorch_optimizer", "CAME"),
+}
+"""The names kohya's tools know, in any capitals. Any other class of torch.optim goes by its own name."""
+
+MODULES = ("torch.optim", "bitsandbytes.optim", "pytorch_optimizer")
+"""Modules whose classes may be named in full, as in bitsandbytes.optim.LAMB8bit; others could be anybody's code."""
+
+_NEED_MORE = ("LBFGS", "SparseAdam")
+"""Classes of torch that a plain step does not serve: one calls the model again, one wants sparse gradients."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +71,9 @@ class OptimizerOptions(Options):
     title: ClassVar[str] = "Optimizer"
 
     optimizer_type: str = opt("AdamW", label="Optimizer")
-    """Optimizer by name; capitals do not matter. Known: AdamW."""
+    """Optimizer by name; capitals do not matter: AdamW, AdamW8bit (less memory), PagedAdamW8bit (still less), Lion
+    (at a third of AdamW's rate), Lion8bit, PagedLion8bit, SGDNesterov, SGDNesterov8bit, CAME; any other class of
+    torch.optim; or one of bitsandbytes.optim or pytorch_optimizer with its module (pytorch_optimizer.AdEMAMix)."""
 
     learning_rate: float = opt(2e-6, ge=0, level="basic", label="Learning rate")
     """Rate of every component that has none of its own. A LoRA usually wants about 1e-4."""
@@ -54,13 +91,7 @@ class OptimizerOptions(Options):
     """Gradients with a larger norm are scaled down to it; 0 switches this off."""
 
     def problems(self) -> Iterator[Problem]:
-        if known_name(self.optimizer_type) is None:
-            near = nearest(self.optimizer_type, tuple(KNOWN))
-            remedy = f"Known: {', '.join(KNOWN)}" + (f". Did you mean {near}?" if near else "")
-            yield Problem(
-                "optimizer_type", "is not an optimizer this version knows", self.optimizer_type, remedy=remedy
-            )
-        yield from _parse(self.optimizer_args)[1]
+        yield from arguments.parse("optimizer_args", self.optimizer_args)[1]
 
     def rate(self, component: str) -> float:
         """The learning rate of "denoiser" or of a text encoder."""
@@ -69,29 +100,59 @@ class OptimizerOptions(Options):
 
     def arguments(self) -> dict[str, Any]:
         """`optimizer_args` as keyword arguments."""
-        return _parse(self.optimizer_args)[0]
+        return arguments.parse("optimizer_args", self.optimizer_args)[0]
 
 
-def known_name(name: str) -> str | None:
-    """The spelling of KNOWN for a name in any capitals, None when there is none."""
-    return next((known for known in KNOWN if known.lower() == name.lower()), None)
+def find(options: OptimizerOptions) -> Known:
+    """The optimizer of a name in any capitals; `ConfigError` when there is none or its package is missing."""
+    typed = options.optimizer_type
+    module, _, name = typed.rpartition(".")
+    known = next((known for key, known in KNOWN.items() if key.lower() == typed.lower()), None)
+    if known is None and module in MODULES:
+        known = Known(module, name)
+    if known is None and not module:
+        known = next((Known("torch.optim", each) for each in _of_torch() if each.lower() == typed.lower()), None)
+    if known is None:
+        names = (*KNOWN, *_of_torch())
+        near = nearest(typed, names)
+        remedy = f"Known: {', '.join(names)}, and classes of {', '.join(MODULES)} with their module"
+        remedy += f". Did you mean {near}?" if near else ""
+        raise ConfigError([Problem("optimizer_type", "is not an optimizer this version knows", typed, remedy=remedy)])
+    try:
+        known.find()
+    except ImportError as error:
+        remedy = f"Install it with: pip install {known.module.partition('.')[0]}"
+        said = f"needs a package that is not installed ({error})"
+        raise ConfigError([Problem("optimizer_type", said, typed, remedy=remedy)]) from error
+    except AttributeError as error:
+        raise ConfigError([Problem("optimizer_type", f"{module} has no {name}", typed)]) from error
+    return known
+
+
+def _of_torch() -> list[str]:
+    """The classes of torch.optim that an ordinary step serves."""
+    module = torch.optim
+    found = {name for name, value in vars(module).items() if isinstance(value, type)}
+    return sorted(
+        name for name in found - {*_NEED_MORE, "Optimizer"} if issubclass(getattr(module, name), module.Optimizer)
+    )
 
 
 def argument_problems(options: OptimizerOptions) -> list[Problem]:
-    """Arguments the constructor does not have (this imports torch, so it is not part of `problems`)."""
-    name = known_name(options.optimizer_type)
-    assert name is not None, "problems() refuses unknown optimizers"
-    allowed = [p for p in inspect.signature(KNOWN[name]()).parameters if p not in ("params", "lr")]
-    return [
-        Problem(
-            "optimizer_args",
-            f"{name} has no argument {key}",
-            f"{key}={value!r}",
-            remedy="The rate is set with learning_rate" if key == "lr" else f"It has {', '.join(allowed)}",
-        )
-        for key, value in options.arguments().items()
-        if key not in allowed
-    ]
+    """A name nobody knows, or arguments its class does not have (this imports torch: it is not part of `problems`)."""
+    try:
+        known = find(options)
+    except ConfigError as error:
+        return list(error.problems)
+    return arguments.unknown("optimizer_args", options.arguments(), known.find(), ours=("params", "lr", "kwargs"))
+
+
+def described(options: OptimizerOptions) -> str:
+    """The class and all arguments it is given, as sd-scripts writes it into a file's metadata."""
+    known = find(options)
+    values = {**known.adds, **options.arguments()}
+    written = ",".join(f"{key}={value}" for key, value in values.items())
+    return f"{known.find().__module__}.{known.name}({written})"
 
 
 def build(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> Optimizer:
@@ -99,31 +160,11 @@ def build(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> Optimizer:
     assert groups, "nothing to train"
     if problems := argument_problems(options):
         raise ConfigError(problems)
-    optimizer_class = KNOWN[known_name(options.optimizer_type) or ""]()
+    known = find(options)
     params = [{"params": list(g.parameters), "lr": g.learning_rate, "name": g.name} for g in groups]
-    build_it: Any = optimizer_class
+    build_it: Any = known.find()
     try:
-        built: Optimizer = build_it(params, **options.arguments())
+        built: Optimizer = build_it(params, lr=groups[0].learning_rate, **{**known.adds, **options.arguments()})
     except (TypeError, ValueError) as error:
         raise ConfigError([Problem("optimizer_args", str(error), " ".join(options.optimizer_args))]) from error
     return built
-
-
-def _parse(texts: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
-    values: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for text in texts:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not key.isidentifier():
-            problems.append(Problem("optimizer_args", "should be key=value", text, remedy="As in weight_decay=0.01"))
-            continue
-        if key in values:
-            problems.append(Problem("optimizer_args", f"{key} is given twice", text))
-        try:
-            values[key] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            problems.append(
-                Problem("optimizer_args", "the value cannot be read", text, remedy=f'Text needs quotes: {key}="..."')
-            )
-    return values, problems

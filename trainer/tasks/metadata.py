@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.formats import kohya
 from trainer.formats.model_facts import kohya_model_hashes
 from trainer.hooks.base import Moment
+from trainer.optim.optimizers import described
 
 if TYPE_CHECKING:
     from trainer.data.dataset import TrainingSet
@@ -52,7 +53,7 @@ class Export:
             steps=moment.step,
             max_train_steps=self._schedule.total_steps,
             base_model_version=self._family.base_model_version,
-            optimizer=f"torch.optim.{config.optimizer.optimizer_type}({','.join(config.optimizer.optimizer_args)})",
+            optimizer=described(config.optimizer),
             model_name=self._model.name,
             model_hash=legacy,
             new_model_hash=new,

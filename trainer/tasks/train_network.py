@@ -12,7 +12,7 @@ from trainer.adapters.base import AdapterOptions
 from trainer.config import RunConfig, RunOptions, Slot
 from trainer.data.config import DataOptions, read_dataset
 from trainer.errors import Problem, TrainerError
-from trainer.families.base import ModelOptions, find_family
+from trainer.families.base import ModelOptions, find_family, prediction_of
 from trainer.hooks import resume
 from trainer.hooks.resume import ResumeOptions
 from trainer.hooks.sampling import SamplingOptions
@@ -20,7 +20,7 @@ from trainer.hooks.saving import SavingOptions, clash_problem, plan_saves
 from trainer.hooks.tracking import TrackingOptions
 from trainer.loop import LengthOptions
 from trainer.maths.diffusion import TimestepOptions
-from trainer.maths.losses import LossOptions
+from trainer.maths.losses import LossOptions, prediction_problems
 from trainer.maths.noise import NoiseOptions
 from trainer.memory import MemoryOptions, device_problems
 from trainer.optim.optimizers import OptimizerOptions
@@ -73,14 +73,15 @@ class TrainNetworkConfig(RunConfig):
 def check(config: TrainNetworkConfig) -> list[Problem]:
     """What only the model's headers, the folders, the disk and torch can tell is wrong; no model is loaded."""
     from trainer.formats import prompts
-    from trainer.optim.optimizers import argument_problems
+    from trainer.optim import optimizers, schedules
 
     looks: list[Callable[[], Sequence[Problem]]] = [
-        lambda: _raises(lambda: find_family(config.model)),
+        lambda: _model_problems(config),
         lambda: _raises(lambda: read_dataset(config.data, sources=config.sources)),
         lambda: _raises(lambda: config.resume.resume and resume.read_point(Path(config.resume.resume))),
         lambda: device_problems(config.memory),
-        lambda: argument_problems(config.optimizer),
+        lambda: optimizers.argument_problems(config.optimizer),
+        lambda: schedules.argument_problems(config.schedule),
         lambda: _output_problems(config),
         lambda: list(dir_problems(config.debug)),
         lambda: prompts.read_prompts(Path(config.sampling.sample_prompts))[1] if config.sampling.sample_prompts else [],
@@ -93,6 +94,11 @@ def check(config: TrainNetworkConfig) -> list[Problem]:
             problems.extend(error.problems)
     sources = config.sources
     return [dataclasses.replace(p, source=p.source or sources.get(p.option, "")) for p in problems]
+
+
+def _model_problems(config: TrainNetworkConfig) -> Sequence[Problem]:
+    _, facts = find_family(config.model)
+    return list(prediction_problems(config.loss, prediction_of(config.model, facts)))
 
 
 def _raises(read: Callable[[], object]) -> Sequence[Problem]:

@@ -148,7 +148,7 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
     training_set = dataclasses.replace(training_set, total_steps=schedule.total_steps)
     progress = point.progress if point else Progress()
     _refuse_clashes(config, schedule, point)
-    family, method = _build_model(config, accelerator)
+    family, method = _build_model(config, accelerator, events)
     _refuse_small_disk(config, schedule, progress, method)
     depends = _depends(config, training_set, accelerator)
     captions = planned_captions(
@@ -273,7 +273,7 @@ def _accelerator(config: TrainNetworkConfig, events: Events) -> Accelerator:
     return Accelerator(mixed_precision=config.memory.mixed_precision)
 
 
-def _build_model(config: TrainNetworkConfig, accelerator: Accelerator) -> tuple[Family, Method]:
+def _build_model(config: TrainNetworkConfig, accelerator: Accelerator, events: Events) -> tuple[Family, Method]:
     from trainer.families.base import load_family
     from trainer.methods.adapter import AdapterMethod
 
@@ -281,6 +281,8 @@ def _build_model(config: TrainNetworkConfig, accelerator: Accelerator) -> tuple[
     method = AdapterMethod(family, config.adapter, config.optimizer, seed=config.length.seed or 0)
     if config.memory.gradient_checkpointing:
         family.enable_gradient_checkpointing(text_encoders=len(method.trainable_components()) > 1)
+    if config.model.zero_terminal_snr and family.prediction_type == "epsilon":
+        events.warning("zero_terminal_snr is meant for models that predict velocity, and this one predicts noise")
     return family, method
 
 
@@ -352,10 +354,11 @@ class Where:
 def _depends(config: TrainNetworkConfig, training_set: TrainingSet, accelerator: Accelerator) -> dict[str, Any]:
     """What must be the same for a run to go on as it was. Two processes may become one with twice the accumulation."""
     flat = config.flat()
+    groups = (config.noise, config.timesteps, config.loss, config.schedule)
     names = (
         *("seed", "network_module", "network_dim", "network_alpha", "clip_skip", "optimizer_type", "mixed_precision"),
-        *("min_timestep", "max_timestep", "noise_offset", "min_snr_gamma", "lr_scheduler", "lr_warmup_steps"),
         *("learning_rate", "unet_lr", "text_encoder_lr", "optimizer_args", "max_grad_norm", "prior_loss_weight"),
+        *("zero_terminal_snr", *(name for group in groups for name in type(group).model_fields)),
     )
     accumulated = config.length.gradient_accumulation_steps * accelerator.num_processes
     return {
