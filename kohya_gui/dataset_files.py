@@ -150,12 +150,13 @@ def layout(concepts: Sequence[tuple[Path, int, str, str, bool]]) -> list[Copy]:
 
 
 def with_captions(folder: Path, extension: str, *, without: frozenset[str] = frozenset()) -> list[Path]:
-    """The pictures of a folder and the captions that lie beside them. without: paths of pictures left out."""
+    """The pictures of a folder and the captions that lie beside them. without: paths left out, of pictures or of
+    captions; with a caption its picture goes."""
     found: list[Path] = []
     for picture in scan.list_pictures(folder):
-        if str(picture) in without:
-            continue
         caption = scan.caption_path(picture, extension)
+        if not without.isdisjoint((str(picture), str(caption))):
+            continue
         found += [picture, caption] if caption.is_file() else [picture]
     return found
 

@@ -38,7 +38,9 @@ def found(seen: Found | None, *, has_other_work: bool = False) -> str:
         f'<div class="ds-slip">{escaped(slip.sentence)} {button("use", slip.label, slip.path)}</div>'
         for slip in seen.slips
     ]
-    if has_other_work and seen.what != "unusable":
+    if has_other_work and seen.what == "unusable":
+        parts.append('<div class="ds-slip">What stands below is still the data set of before.</div>')
+    elif has_other_work:
         asked = "What stands below was changed and is not saved."
         adding = button("add-found", "Add these folders to it") if seen.concepts else ""
         parts.append(f'<div class="ds-slip">{asked} {adding} {button("start-found", "Begin anew with these")}</div>')

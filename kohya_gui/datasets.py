@@ -74,7 +74,10 @@ def recognise(path: Path) -> Found:
     if not path.is_dir():
         slip = Slip("This is a single file.", "Use the folder it lies in", path.parent)
         slips = (slip,) if path.suffix.lower() in scan.PICTURE_SUFFIXES else ()
-        return Found("unusable", path, "This is a file, where a folder or a .toml file is expected.", slips=slips)
+        said = "This is a file, where a folder or a .toml file is expected."
+        if path.suffix.lower() == ".zip":
+            said = "This is a zip. Drop it into the field beside this one: a copy is unpacked into a folder of ours."
+        return Found("unusable", path, said, slips=slips)
     try:
         return _recognise_folder(path)
     except OSError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from trainer.data.scan import MAX_IMAGE_PIXELS
+from trainer.data.decode import MAX_IMAGE_PIXELS, to_rgb
 
 SMALL = 132
 LARGE = 720
@@ -46,10 +46,9 @@ def _encode(path: Path, pixels: int) -> str:
                 raise ValueError("too many pixels")
             image.draft("RGB", (pixels, pixels))  # JPEGs are decoded small, which is many times faster
             small = ImageOps.exif_transpose(image)
+            if small.mode.startswith(("I", "F")):  # deep greys look as they train
+                small = to_rgb(small)
             small.thumbnail((pixels, pixels))
-    plain = Image.new("RGB", small.size, "white")
-    layered = small.convert("RGBA")
-    plain.paste(layered, mask=layered.getchannel("A"))
     buffer = io.BytesIO()
-    plain.save(buffer, "JPEG", quality=80)
+    to_rgb(small).save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -111,10 +111,13 @@ class SourcePart:
         kept = [self.box, *self.begun]
         keep = "(...values) => { window.studio.describe(values); }"
         gr.on([component.change for component in kept], None, kept, None, js=keep)
-        demo.load(self.restore, self.described, kept, js="() => window.studio.described()", **QUIET)
+        # the path comes last: what it holds is looked at then, and must not be taken for all there is
+        demo.load(
+            self.restore, self.described, [self.described, *self.begun], js="() => window.studio.described()", **QUIET
+        ).then(lambda path: path or gr.skip(), self.described, self.box, **QUIET)
 
     def restore(self, text: str) -> list[Any]:
-        """What the browser kept; nothing where it does not fit this page."""
+        """The path and the rest of what the browser kept; nothing where it does not fit this page."""
         try:
             kept = json.loads(text) if text else []
         except json.JSONDecodeError:
@@ -122,7 +125,7 @@ class SourcePart:
         kinds = [kind for _, kind in KINDS]
         fits = isinstance(kept, list) and len(kept) == 1 + len(self.begun) and all(isinstance(v, str) for v in kept)
         if not fits or kept[1 + self.begun.index(self.kind)] not in kinds:
-            return [gr.skip() for _ in range(1 + len(self.begun))]
+            return ["", *[gr.skip() for _ in self.begun]]
         return list(kept)
 
     # what was found
@@ -135,9 +138,14 @@ class SourcePart:
         found = datasets.recognise(path_of(typed, self.shared.settings))
         other_work = bool(text.strip()) and text != made
         said = views.found(found, has_other_work=other_work)
-        if found.what == "unusable" or other_work:
+        if other_work:
             return [said, *skip]
-        return [said, *self.begin(found)]
+        return [said, *(self.nothing() if found.what == "unusable" else self.begin(found))]
+
+    @staticmethod
+    def nothing() -> list[Any]:
+        """The page without a data set: the one of before does not stay behind a path that cannot be used."""
+        return ["", "", "", "", gr.skip(), "", "", ""]
 
     def begin(self, found: Found) -> list[Any]:
         """The page for what was found."""

@@ -138,6 +138,9 @@ def test_copies_go_into_new_folders_only(tmp_path: Path) -> None:
 
 def test_pictures_are_left_out_of_a_copy(tmp_path: Path) -> None:
     folder = make(tmp_path / "p", "a.png", "a.txt", "b.png", "b.txt")
+    for left_out in ("a.png", "a.txt"):  # an empty caption is shown by its own path
+        kept = dataset_files.with_captions(folder, ".txt", without=frozenset([str(folder / left_out)]))
+        assert not [path for path in kept if path.stem == "a"]
     kept = dataset_files.with_captions(folder, ".txt", without=frozenset([str(folder / "a.png")]))
     assert [p.name for p in kept] == ["b.png", "b.txt"]
 
