@@ -39,6 +39,8 @@ caption_extension = ".txt"
 num_repeats = 1
 """
 PROMPTS = ("a sks house on a blue background", "a sks house on a red background", "a sks house on a white background")
+VAES = ("vae_polished", "vae_refined", "vae")
+"""What the stages of training the autoencoder are kept under, the last one first."""
 OLD_PROMPT = "a large red circle on a blue background, left"
 
 
@@ -71,7 +73,7 @@ def pipeline(out: Path, size: int, tokenizer_dir: Path, dtype: torch.dtype = tor
     model = Model(state["used_ids"], tokenizer)
     model.load_state_dict(state["ema"])
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(refined if (refined := out / "vae_refined").exists() else out / "vae"),
+        vae=AutoencoderKL.from_pretrained(next(path for name in VAES if (path := out / name).exists())),
         text_encoder=full_text(model, state["used_ids"], tokenizer),
         tokenizer=tokenizer,
         unet=model.unet,
@@ -125,6 +127,10 @@ def main() -> None:
     for part in ("unet", "vae", "text_encoder", "scheduler"):
         getattr(pipe, part).save_pretrained(args.examples / "model" / part)
     pipe.save_config(args.examples / "model")
+    config = args.examples / "model" / "vae" / "config.json"
+    said = json.loads(config.read_text(encoding="utf-8"))
+    said.pop("_name_or_path", None)  # a folder of this machine
+    config.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     plan = args.examples / "model" / "scheduler" / "scheduler_config.json"
     plan.write_text(json.dumps({**json.loads(plan.read_text(encoding="utf-8")), "clip_sample": False}, indent=2) + "\n")
     text = args.examples / "model" / "text_encoder" / "model.safetensors"
