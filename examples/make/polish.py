@@ -6,7 +6,6 @@ stay as they are.
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 
-from examples.make import export, muon
-from examples.make.train_vae import psnr, to_tensor
+from examples.make import export
+from examples.make.train_vae import psnr, to_tensor, train_decoder
 
 SCALE = 0.18215
 BEGINNINGS = (300, 400, 500, 600)
@@ -63,9 +62,6 @@ def draw(out: Path, number: int, part: int, parts: int) -> None:
 def train(out: Path, minutes: float) -> None:
     """Three drawn pictures and a true one at a time, at their whole size."""
     vae = AutoencoderKL.from_pretrained(out / "vae_refined").to(memory_format=torch.channels_last)
-    vae.requires_grad_(False)
-    for module in (vae.decoder, vae.post_quant_conv):
-        module.requires_grad_(True)
     files = [torch.load(path) for path in sorted(out.glob("drawn*.pt"))]
     latents_NCHW = torch.cat([file["latents"] for file in files]).float()
     picks = [pick for file in files for pick in file["picks"]]
@@ -73,33 +69,22 @@ def train(out: Path, minutes: float) -> None:
     pictures_NHWC = np.load(out / "pictures.npy", mmap_mode="r")
     held = 32
     test_NCHW, last_NCHW = (to_tensor(np.array(pictures_NHWC[where])) for where in (slice(-48, None), picks[-held:]))
-    opts = muon.optimisers(vae, 0.01, 5e-4)
-    base = [group["lr"] for opt in opts for group in opt.param_groups]
     random = np.random.default_rng(5)
-    step, clock, saved = 0, time.monotonic(), 0.0
-    while (used := time.monotonic() - clock) < minutes * 60:
-        for lr, group in zip(base, [g for opt in opts for g in opt.param_groups], strict=True):
-            group["lr"] = lr * min(1, (1 - used / minutes / 60) / 0.7 + 0.01)
+
+    def error_of() -> Tensor:
         rows = random.integers(0, len(picks) - held, 3).tolist()
         other = int(random.integers(0, len(true_NCHW) - 48))
         x_BCHW = torch.cat([latents_NCHW[rows], true_NCHW[other : other + 1].float()]) / SCALE
         real_NCHW = to_tensor(np.stack([pictures_NHWC[i] for i in [*(picks[row] for row in rows), other]]))
-        error_NCHW = vae.decode(x_BCHW.contiguous(memory_format=torch.channels_last)).sample - real_NCHW
-        loss = error_NCHW.abs().mean() + error_NCHW.square().mean()
-        for opt in opts:
-            opt.zero_grad()
-        loss.backward()
-        for opt in opts:
-            opt.step()
-        step += 1
-        if used - saved > 60:
-            saved = used
-            with torch.no_grad():
-                again_NCHW = vae.decode(latents_NCHW[-held:] / SCALE).sample
-            rough = float((again_NCHW - last_NCHW).abs().mean())
-            print(f"step {step} used {used:.0f}s drawn {rough:.4f} true psnr {psnr(vae, test_NCHW):.2f}", flush=True)
-            vae.save_pretrained(out / "vae_polished")
-    vae.save_pretrained(out / "vae_polished")
+        return vae.decode(x_BCHW.contiguous(memory_format=torch.channels_last)).sample - real_NCHW
+
+    def tell(said: str) -> None:
+        with torch.no_grad():
+            rough = float((vae.decode(latents_NCHW[-held:] / SCALE).sample - last_NCHW).abs().mean())
+        print(f"{said} drawn {rough:.4f} true psnr {psnr(vae, test_NCHW):.2f}", flush=True)
+        vae.save_pretrained(out / "vae_polished")
+
+    train_decoder(vae, minutes, error_of, tell)
 
 
 def main() -> None:

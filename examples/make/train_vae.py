@@ -3,6 +3,7 @@
 import argparse
 import random
 import time
+from collections.abc import Callable
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -84,21 +85,45 @@ def whiten(vae: AutoencoderKL, pictures_NCHW: Tensor) -> None:
     vae.post_quant_conv.weight *= (std_C / target)[None, :, None, None]
 
 
-def refine(out: Path, minutes: float) -> None:
-    """Trains the decoder on, at 64 px crops; the encoder and so all latents stay as they are."""
-    vae = AutoencoderKL.from_pretrained(out / "vae")
+def train_decoder(
+    vae: AutoencoderKL, minutes: float, error_of: Callable[[], Tensor], tell: Callable[[str], None]
+) -> None:
+    """Trains the decoder on; the encoder and so all latents stay as they are.
+
+    error_of: the error of one batch [B, C, H, W]. tell: is told once a minute and at the end how far it is.
+    """
     vae.requires_grad_(False)
     for part in (vae.decoder, vae.post_quant_conv):
         part.requires_grad_(True)
+    opts = muon.optimisers(vae, 0.01, 5e-4)
+    groups = [group for opt in opts for group in opt.param_groups]
+    base = [group["lr"] for group in groups]
+    step, clock, told = 0, time.monotonic(), 0.0
+    while (used := time.monotonic() - clock) < minutes * 60:
+        for lr, group in zip(base, groups, strict=True):
+            group["lr"] = lr * min(1, (1 - used / minutes / 60) / 0.7 + 0.01)
+        error_NCHW = error_of()
+        loss = error_NCHW.abs().mean() + 2 * error_NCHW.square().mean()
+        for opt in opts:
+            opt.zero_grad()
+        loss.backward()
+        for opt in opts:
+            opt.step()
+        step += 1
+        if used - told > 60:
+            told = used
+            tell(f"step {step} used {used:.0f}s")
+    tell(f"step {step}, the last")
+
+
+def refine(out: Path, minutes: float) -> None:
+    """Trains the decoder on at 64 px crops, with latents a little off."""
+    vae = AutoencoderKL.from_pretrained(out / "vae")
     world_NHWC, wide_NHWC = (np.load(out / f"{name}.npy", mmap_mode="r") for name in ("pictures", "wide"))
     test_NCHW = to_tensor(np.array(world_NHWC[-48:]))
-    opts = muon.optimisers(vae, 0.01, 5e-4)
-    base = [group["lr"] for opt in opts for group in opt.param_groups]
     draw = np.random.default_rng(5)
-    step, clock, saved = 0, time.process_time(), 0.0
-    while (used := time.process_time() - clock) < minutes * 60:
-        for lr, group in zip(base, [g for opt in opts for g in opt.param_groups], strict=True):
-            group["lr"] = lr * min(1, (1 - used / minutes / 60) / 0.7 + 0.01)
+
+    def error_of() -> Tensor:
         crops = []
         for _ in range(8):
             pool_NHWC = world_NHWC[:-48] if draw.random() < 0.7 else wide_NHWC
@@ -108,20 +133,13 @@ def refine(out: Path, minutes: float) -> None:
         with torch.no_grad():
             latents_NCHW = vae.encode(real_NCHW).latent_dist.mode()
         latents_NCHW = latents_NCHW + 0.15 * torch.randn_like(latents_NCHW)
-        error_NCHW = vae.decode(latents_NCHW).sample - real_NCHW
-        loss = error_NCHW.abs().mean() + 2 * error_NCHW.square().mean()
-        for opt in opts:
-            opt.zero_grad()
-        loss.backward()
-        for opt in opts:
-            opt.step()
-        step += 1
-        if used - saved > 40:
-            saved = used
-            print(f"step {step} used {used:.0f}s psnr {psnr(vae, test_NCHW):.2f}", flush=True)
-            vae.save_pretrained(out / "vae_refined")
-    print(f"final psnr {psnr(vae, test_NCHW):.2f}", flush=True)
-    vae.save_pretrained(out / "vae_refined")
+        return vae.decode(latents_NCHW).sample - real_NCHW
+
+    def tell(said: str) -> None:
+        print(f"{said} psnr {psnr(vae, test_NCHW):.2f}", flush=True)
+        vae.save_pretrained(out / "vae_refined")
+
+    train_decoder(vae, minutes, error_of, tell)
 
 
 def main() -> None:
