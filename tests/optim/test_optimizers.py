@@ -91,11 +91,23 @@ def test_arguments_we_add_give_way_to_written_ones() -> None:
         ("LBFGS", "is not an optimizer"),
         ("os.path.Join", "is not an optimizer"),
         ("pytorch_optimizer.Nothing", "pytorch_optimizer has no Nothing"),
+        ("pytorch_optimizer.load_optimizer", "is not an optimizer"),
+        ("torch.optim.LBFGS", "more of a step"),
+        ("pytorch_optimizer.ScheduleFreeAdamW", "other weights for training"),
     ],
 )
 def test_unknown_optimizers(name: str, words: str) -> None:
     (problem,) = argument_problems(OptimizerOptions(optimizer_type=name))
     assert re.search(words, str(problem))
+
+
+def test_one_rate_for_everything_is_said() -> None:
+    (problem,) = argument_problems(
+        OptimizerOptions(optimizer_type="pytorch_optimizer.Prodigy", unet_lr=1.0, text_encoder_lr=0.5)
+    )
+    assert "must be equal" in str(problem)
+    same = OptimizerOptions(optimizer_type="pytorch_optimizer.Prodigy", learning_rate=1.0, text_encoder_lr=0.0)
+    assert not argument_problems(same)
 
 
 def test_what_is_written_into_files() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -126,7 +127,24 @@ def find(options: OptimizerOptions) -> Known:
         raise ConfigError([Problem("optimizer_type", said, typed, remedy=remedy)]) from error
     except AttributeError as error:
         raise ConfigError([Problem("optimizer_type", f"{module} has no {name}", typed)]) from error
+    if problem := _unfit(known, options):
+        raise ConfigError([Problem("optimizer_type", problem, typed, remedy="Choose another, such as AdamW")])
     return known
+
+
+def _unfit(known: Known, options: OptimizerOptions) -> str:
+    """Why a class cannot be used here, "" when it can."""
+    found: Any = known.find()
+    if not isinstance(found, type) or not issubclass(found, torch.optim.Optimizer):
+        return "is not an optimizer"
+    if known.name in _NEED_MORE:
+        return "wants more of a step than its gradients"
+    if hasattr(found, "eval"):
+        return "keeps other weights for training than for use, which is not told apart here yet"
+    rates = {rate for name in ("denoiser", "text_encoder") if (rate := options.rate(name))}
+    if "d0" in inspect.signature(found).parameters and len(rates) > 1:
+        return "finds one rate for everything, so unet_lr and text_encoder_lr must be equal"
+    return ""
 
 
 def _of_torch() -> list[str]:
