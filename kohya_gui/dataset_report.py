@@ -19,6 +19,7 @@ from typing import Any
 from kohya_gui import dataset_toml
 from kohya_gui.settings import Settings
 from trainer import host
+from trainer.data import scan
 from trainer.errors import DataError
 
 POLL_SECONDS = 0.2
@@ -193,6 +194,17 @@ class Report:
 
     def picture(self, number: int) -> Picture | None:
         return self.pictures[number] if 0 <= number < len(self.pictures) else None
+
+    def unusable_caption(self, path: str) -> Picture | None:
+        """What stands for the picture of a caption file that cannot be used: it has the path of that file."""
+        if not any(w.kind == "bad_file" and w.path == path for w in self.warnings) or not is_caption(path):
+            return None
+        return Picture(-1, Path(path), (1, 1), (1, 1), (1, 1), (0, 0, 1, 1), 0, False, "", "file", (0, 0))
+
+
+def is_caption(path: str) -> bool:
+    """Whether a path is that of a caption file, by its ending."""
+    return Path(path).suffix.lower() in scan.CAPTION_SUFFIXES
 
 
 def read_report(path: Path) -> Report:

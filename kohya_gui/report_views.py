@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kohya_gui import thumbs, tokens
 from kohya_gui.dataset_chart import bucket_chart
-from kohya_gui.dataset_report import Look, Picture, Report, Warned
+from kohya_gui.dataset_report import Look, Picture, Report, Warned, is_caption
 from kohya_gui.dataset_views import button
 from kohya_gui.datasets import count
 from kohya_gui.pictures import escaped
@@ -33,12 +33,14 @@ SOURCES = {"file": "caption file", "class_tokens": "words of the folder", "metad
 
 @dataclass(frozen=True)
 class View:
-    """What of a report is in sight. shown: "all", or the kind of warning, or "reg", "excluded". chosen: -1 for none."""
+    """What of a report is in sight. shown: "all", or the kind of warning, or "reg", "excluded". chosen: -1 for none.
+    mending: the caption file that cannot be used and is being written anew, "" for none."""
 
     page: int = 0
     shown: str = "all"
     chosen: int = -1
     excluded: frozenset[str] = frozenset()
+    mending: str = ""
 
 
 def progress(look: Look) -> str:
@@ -115,6 +117,8 @@ def _warning(entry: Warned, picture: Picture | None, view: View) -> str:
         buttons = button("open", "Open", picture.number)
         if picture.caption_source != "metadata":
             buttons += button("caption", "Caption", picture.number)
+    elif entry.kind == "bad_file" and is_caption(entry.path):
+        buttons += button("mend", "Caption", entry.path)
     if picture is not None or entry.kind == "bad_file":
         is_out = entry.path in view.excluded
         buttons += button("include" if is_out else "exclude", "Take back" if is_out else "Exclude", entry.path)

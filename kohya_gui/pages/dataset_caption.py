@@ -99,7 +99,8 @@ class CaptionPart:
             nothing = [gr.skip() for _ in range(4)]
             return [*nothing, views.bad(str(error)), *_buttons(asking=False)]
         said = views.good(f"Written to {edit.path}.")
-        drawn = dataset_preview.draws(self.shared.looks.draft(key), report, picture, caption=text)
+        draft = self.shared.looks.draft(key)
+        drawn = dataset_preview.draws(draft, report, picture, caption=text) if picture.number >= 0 else []
         undo = gr.update(visible=True, value=f"Undo {picture.path.stem}")
         shown = report_views.draws(drawn, tokens.LIMIT)
         return [json.dumps(text), edit.as_json(), undo, shown, said, *_buttons(asking=False)]
@@ -117,9 +118,11 @@ class CaptionPart:
         return [box, now, "", gr.update(visible=False), gr.skip(), said, *_buttons(asking=False)]
 
     def _picture(self, key: str, view: str) -> tuple[Report, Picture] | None:
-        report = self.shared.looks.report(key)
-        picture = report.picture(read_view(view).chosen) if report is not None else None
-        return (report, picture) if report is not None and picture is not None else None
+        report, seen = self.shared.looks.report(key), read_view(view)
+        if report is None:
+            return None
+        picture = report.unusable_caption(seen.mending) if seen.mending else report.picture(seen.chosen)
+        return (report, picture) if picture is not None else None
 
 
 def _counted(text: str) -> str:
@@ -131,6 +134,8 @@ def _counted(text: str) -> str:
 
 
 def _extension(report: Report, picture: Picture) -> str:
+    if picture.number < 0:
+        return picture.path.suffix
     return str(report.subset_of(picture).get("caption_extension", ".caption"))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import dataset_preview, report_views, tokens
+from kohya_gui import dataset_preview, pictures, report_views, tokens
 from kohya_gui import dataset_views as views
 from kohya_gui.dataset_report import Cancelled, Look, Picture, Report
 from kohya_gui.pages.browser import QUIET
@@ -128,6 +128,8 @@ class LookPart:
         act, value = str(event.act), str(event.value)
         if act in ("open", "caption"):
             return self._open(report, view, key, value)
+        if act == "mend":
+            return self._mend(report, view, value)
         view = _changed(view, act, value)
         shown = [write_view(view), report_views.warnings(report, view), report_views.grid(report, view)]
         picture = report.picture(view.chosen)
@@ -139,10 +141,20 @@ class LookPart:
         picture = report.picture(int(value)) if value.isdecimal() else None
         if picture is None:
             return [gr.skip() for _ in self.acted]
-        view = replace(view, chosen=picture.number)
+        view = replace(view, chosen=picture.number, mending="")
         unchanged = [gr.skip() for _ in range(2 + len(self.exclude.outputs))]
         detail = [report_views.detail(report, picture, view), self._draws(report, picture, key)]
         return [write_view(view), *unchanged, *detail, *self.caption.open(report, picture)]
+
+    def _mend(self, report: Report, view: View, path: str) -> list[Any]:
+        """Open a caption file that cannot be used."""
+        unusable = report.unusable_caption(path)
+        if unusable is None:
+            return [gr.skip() for _ in self.acted]
+        unchanged = [gr.skip() for _ in range(2 + len(self.exclude.outputs))]
+        shown = f"<h3>{pictures.escaped(unusable.path.name)}</h3>"
+        opened = self.caption.open(report, unusable)
+        return [write_view(replace(view, chosen=-1, mending=path)), *unchanged, shown, "", *opened]
 
     def _draws(self, report: Report, picture: Picture, key: str) -> str:
         try:

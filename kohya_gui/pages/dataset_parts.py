@@ -80,7 +80,8 @@ def read_view(text: str) -> View:
     try:
         raw = json.loads(text) if text else {}
         excluded = frozenset(map(str, raw.get("excluded", [])))
-        return View(int(raw.get("page", 0)), str(raw.get("shown", "all")), int(raw.get("chosen", -1)), excluded)
+        shown, mending = str(raw.get("shown", "all")), str(raw.get("mending", ""))
+        return View(int(raw.get("page", 0)), shown, int(raw.get("chosen", -1)), excluded, mending)
     except (ValueError, TypeError, AttributeError):
         return View()
 

@@ -166,6 +166,32 @@ def test_an_identifier_is_weighed(page: Page, studio: Server, tmp_path: Path) ->
     expect(page.locator("#ds-found")).to_contain_text("without captions", timeout=QUICK)
 
 
+def test_an_empty_caption_is_written_or_left_out(page: Page, studio: Server, tmp_path: Path) -> None:
+    folder = make(tmp_path / "p", 3)
+    (folder / "dog 1.txt").write_bytes(b"")
+    opened(page, studio)
+    choose(page, folder)
+    expect(page.locator("#ds-found")).to_contain_text("3 pictures", timeout=QUICK)
+    check(page)
+    bad = page.locator("#ds-warnings [data-kind=bad_file]")
+    expect(bad).to_contain_text("this caption is empty")
+    bad.locator("button", has_text="Exclude").click()
+    box(page, "ds-exclude-name").fill("two dogs")
+    page.click("#ds-exclude-copy")
+    expect(page.locator("#ds-exclude-said")).to_contain_text("4 files copied", timeout=QUICK)
+    copied = sorted(path.name for path in (studio.home / "datasets" / "two dogs").rglob("dog*"))
+    assert copied == ["dog 0.png", "dog 0.txt", "dog 2.png", "dog 2.txt"]
+    assert (folder / "dog 1.txt").read_bytes() == b""
+
+    bad.locator("button", has_text="Caption").click()
+    expect(box(page, "ds-caption")).to_be_visible(timeout=QUICK)
+    box(page, "ds-caption").fill("a dog in the snow")
+    page.click("#ds-caption-ask")
+    page.click("#ds-caption-write")
+    expect(page.locator("#ds-caption-change")).to_contain_text("Written", timeout=QUICK)
+    assert (folder / "dog 1.txt").read_text(encoding="utf-8") == "a dog in the snow"
+
+
 def test_a_caption_is_written_and_put_back(page: Page, studio: Server, tmp_path: Path) -> None:
     folder = make(tmp_path / "p", 3)
     (folder / "dog 1.txt").unlink()
