@@ -9,7 +9,7 @@ import os
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="20,000 pictures where CI takes 3,000")
+    parser.add_argument("--full", action="store_true", help="20,000 pictures where CI takes 3,000 to 6,000")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="only these")
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
