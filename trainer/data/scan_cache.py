@@ -23,7 +23,7 @@ import PIL
 from trainer import host
 from trainer.data.look import Facts
 
-_FORMAT = f"scan 3, Pillow {PIL.__version__}"
+_FORMAT = f"scan 4, Pillow {PIL.__version__}"
 _YOUNG_NS = 2_000_000_000
 _OPAQUE = Facts().alpha
 
