@@ -20,9 +20,9 @@ from trainer.data.scan import scan_folder
 MODEL = Path(__file__).parents[1] / "examples" / "model"
 NUM_LATENTS = 16
 NUM_PICTURES = int(os.environ.get("BENCHMARK_PICTURES", "3000"))
+"""20,000 with --full."""
 NUM_FIRST = int(os.environ.get("BENCHMARK_PICTURES", "6000"))
 """Of a first scan, more: with few pictures the start of its processes, with what they import, is most of the time."""
-"""20,000 with --full."""
 
 
 @contextlib.contextmanager

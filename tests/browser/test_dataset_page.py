@@ -54,6 +54,14 @@ def check(page: Page) -> None:
     expect(page.locator("#ds-pages .ds-cell").first).to_be_visible(timeout=SLOW)
 
 
+def propose_caption(page: Page, warning: Any, text: str) -> None:
+    """A warning's Caption button, the text, and what it would change; nothing is written yet."""
+    warning.locator("button", has_text="Caption").click()
+    expect(box(page, "ds-caption")).to_be_visible(timeout=QUICK)
+    box(page, "ds-caption").fill(text)
+    page.click("#ds-caption-ask")
+
+
 def part(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
@@ -183,10 +191,7 @@ def test_an_empty_caption_is_written_or_left_out(page: Page, studio: Server, tmp
     assert copied == ["dog 0.png", "dog 0.txt", "dog 2.png", "dog 2.txt"]
     assert (folder / "dog 1.txt").read_bytes() == b""
 
-    bad.locator("button", has_text="Caption").click()
-    expect(box(page, "ds-caption")).to_be_visible(timeout=QUICK)
-    box(page, "ds-caption").fill("a dog in the snow")
-    page.click("#ds-caption-ask")
+    propose_caption(page, bad, "a dog in the snow")
     page.click("#ds-caption-write")
     expect(page.locator("#ds-caption-change")).to_contain_text("Written", timeout=QUICK)
     assert (folder / "dog 1.txt").read_text(encoding="utf-8") == "a dog in the snow"
@@ -201,10 +206,7 @@ def test_a_caption_is_written_and_put_back(page: Page, studio: Server, tmp_path:
     check(page)
     warning = page.locator("#ds-warnings [data-kind=missing_caption]")
     expect(warning).to_contain_text("dog 1.png")
-    warning.locator("button", has_text="Caption").click()
-    expect(box(page, "ds-caption")).to_be_visible(timeout=QUICK)
-    box(page, "ds-caption").fill("a dog in the snow")
-    page.click("#ds-caption-ask")
+    propose_caption(page, warning, "a dog in the snow")
     expect(page.locator("#ds-caption-change ins")).to_have_text("a dog in the snow", timeout=QUICK)
     assert not (folder / "dog 1.txt").exists()
     page.click("#ds-caption-write")
