@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Frame, Page, Request
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -100,9 +100,26 @@ class Watched:
 
 
 def watch(page: Page, watched: Watched) -> None:
-    page.on("console", lambda message: watched.errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: watched.errors.append(str(error)))
-    page.on("request", lambda request: _note_foreign(request.url, watched))
+    """Notes what the page says, save while it is being left: requests that a reload cuts short are no fault."""
+    leaving = False
+
+    def on_request(request: Request) -> None:
+        nonlocal leaving
+        leaving = leaving or (request.is_navigation_request() and request.frame == page.main_frame)
+        _note_foreign(request.url, watched)
+
+    def on_arrival(frame: Frame) -> None:
+        nonlocal leaving
+        leaving = leaving and frame != page.main_frame
+
+    def on_error(said: str) -> None:
+        if not leaving:
+            watched.errors.append(said)
+
+    page.on("request", on_request)
+    page.on("framenavigated", on_arrival)
+    page.on("console", lambda message: on_error(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: on_error(str(error)))
 
 
 def _note_foreign(url: str, watched: Watched) -> None:
@@ -149,6 +166,8 @@ def page(browser: Browser, watched: Watched, request: pytest.FixtureRequest) -> 
     page = context.new_page()
     watch(page, watched)
     yield page
+    page.evaluate("0")  # whatever the page has said by now has arrived after this
+    errors = list(watched.errors)
     context.close()
     assert not watched.foreign, watched.foreign
-    assert not watched.errors, watched.errors
+    assert not errors, errors

@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Server, Watched
-from tests.browser.test_run_view import RUNNING, SECONDS, reload, step_of, wait_for_step
+from tests.browser.test_run_view import RUNNING, SECONDS, step_of, wait_for_step
 from trainer.events import Step, read_events
 from trainer.run_folder import RunFolder, list_runs
 from trainer.store import read_config
@@ -92,7 +92,7 @@ def journey(page: Page, server: Server, watched: Watched) -> None:
     page.click("#run-save")
     expect(page.locator("#run-notes")).to_contain_text("Last saved", timeout=60 * SECONDS)
 
-    reload(page, watched)
+    page.reload()
     expect(page.locator(RUNNING)).to_be_visible(timeout=30 * SECONDS)
     wait_for_step(page, step_of(page))
 

@@ -73,14 +73,6 @@ def is_within_the_window(page: Page, selector: str) -> bool:
     return box is not None and box["y"] >= 0 and box["y"] + box["height"] <= 768 and box["x"] + box["width"] <= 1366
 
 
-def reload(page: Page, watched: Watched) -> None:
-    """Reload; what the thrown-away page says of its cut-off requests is not the new one's fault."""
-    assert not watched.errors, watched.errors
-    page.reload()
-    cut_off = ("AbortError", "Connection errored out", "Failed to fetch", "ERR_INCOMPLETE")
-    watched.errors[:] = [text for text in watched.errors if not any(word in text for word in cut_off)]
-
-
 def test_a_run_is_seen_at_one_glance(server: Server, page: Page, start: Any) -> None:
     start(seconds=0.6)
     page.goto(server.url)
@@ -147,13 +139,11 @@ def test_an_ended_run_leaves_the_page_quiet(server: Server, page: Page, start: A
     assert page.evaluate("window.changes") == 0
 
 
-def test_reload_and_a_second_tab_find_the_run(
-    server: Server, page: Page, start: Any, browser: Browser, watched: Watched
-) -> None:
+def test_reload_and_a_second_tab_find_the_run(server: Server, page: Page, start: Any, browser: Browser) -> None:
     start()
     page.goto(server.url)
     wait_for_step(page, 2)
-    reload(page, watched)
+    page.reload()
     expect(page.locator(RUNNING)).to_be_visible(timeout=20 * SECONDS)
     second = browser.new_page()
     second.goto(server.url)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import imagehash
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from tests.data.conftest import noise_picture
 from trainer.data.duplicates import find_twins
+from trainer.data.look import perceptual_hash
 from trainer.data.scan import Picture, scan_folder
 
 
@@ -42,6 +44,12 @@ def test_copies_are_found_and_others_are_not(tmp_path: Path) -> None:
         ("03.png", "copy.png"), ("05.png", "again.jpg"), ("06.png", "smaller.webp"), ("07.png", "darker.bmp"),
     }  # fmt: skip
     assert found["03.png", "copy.png"] == (True, 0)
+
+
+def test_the_hash_is_the_known_one() -> None:
+    for seed in range(40):
+        grey = scene(seed).convert("L").reduce(1 + seed % 7)
+        assert f"{perceptual_hash(grey):016x}" == str(imagehash.phash(grey))
 
 
 @pytest.mark.parametrize("max_distance", [0, 3, 10])

@@ -1,6 +1,6 @@
 """Find pictures that are copies of each other, or nearly: same bytes, or perceptual hashes few bits apart.
 
-The hash is imagehash's phash of each picture (https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html),
+The hash is the same as imagehash's phash of each picture (https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html),
 made in the scan's decode pass. Comparing all pairs is bit counting over packed words, a block of rows at a time.
 """
 

@@ -7,6 +7,7 @@ import io
 import os
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from trainer.data.decode import alpha_range, open_frames
@@ -14,6 +15,8 @@ from trainer.errors import DataError
 
 _HASH_SIDE = 32
 _FLAT = 8
+_COSINES_8S = np.cos(np.pi / _HASH_SIDE * np.outer(np.arange(8), np.arange(_HASH_SIDE) + 0.5))
+"""The first eight rows of the discrete cosine transform."""
 
 
 class Facts(NamedTuple):
@@ -59,8 +62,6 @@ def look(job: Job) -> Facts:
 
 def _looks(image: Image.Image) -> int | None:
     """The perceptual hash of a small grey version; green stands for brightness, which is cheaper and as good here."""
-    import imagehash
-
     step = max(1, min(image.size) // (3 * _HASH_SIDE))  # three samples a side for each number are enough, and quick
     few = image.resize((image.width // step, image.height // step), Image.Resampling.NEAREST) if step > 1 else image
     grey = few.getchannel("G") if "G" in few.getbands() else few.convert("L")
@@ -69,4 +70,12 @@ def _looks(image: Image.Image) -> int | None:
     assert isinstance(low, (int, float)) and isinstance(high, (int, float))
     if high - low < _FLAT:
         return None
-    return int(str(imagehash.phash(small)), 16)
+    return perceptual_hash(small)
+
+
+def perceptual_hash(grey: Image.Image) -> int:
+    """64 bits of which waves a grey picture has more than the middling much: imagehash's phash, which imports scipy."""
+    pixels_HW = np.asarray(grey.resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS), np.float64)
+    low_88 = _COSINES_8S @ pixels_HW @ _COSINES_8S.T
+    middle = np.sort(low_88, axis=None)[31:33].mean()  # the median, in a tenth of the time
+    return int.from_bytes(np.packbits(low_88 > middle).tobytes(), "big")
