@@ -73,6 +73,15 @@ def test_clip_skip(tiny_folder: Path, family: StableDiffusion1) -> None:
     assert not torch.allclose(first, states_BLD, atol=1e-3)
 
 
+def test_long_and_weighted_captions(tiny_folder: Path) -> None:
+    reading = load(tiny_folder, max_token_length=150, weighted_captions=True)
+    states_BLD = reading.encode_prompts(reading.text_encoders, ["a (cat)", "a (cat:1.1)"]).states_BLD
+    assert states_BLD.shape == (2, 152, 32) and torch.equal(states_BLD[0], states_BLD[1])
+    picture = reading.sample(reading.denoiser, reading.text_encoders, SampleRequest("a (cat:2)", **SMALL))
+    plain = reading.sample(reading.denoiser, reading.text_encoders, SampleRequest("a cat", **SMALL))
+    assert difference(picture, plain) > 0
+
+
 def test_clip_skip_beyond_the_first_layer(tiny_folder: Path) -> None:
     with pytest.raises(ConfigError, match="clip_skip: the text encoder has 3 layers .*got 4"):
         load(tiny_folder, clip_skip=4)

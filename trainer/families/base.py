@@ -52,6 +52,14 @@ class ModelOptions(Options):
     clip_skip: int | None = opt(None, ge=1, le=24, label="Clip skip")
     """Use the text encoder's n-th layer from the end instead of the last (1 is the last layer)."""
 
+    max_token_length: Literal[75, 150, 225] | None = opt(None, label="Tokens of a caption")
+    """How many tokens of a caption the model reads; what is longer is cut off. Unset: 75, what the text encoder reads
+    at once; 150 and 225 are read in two and three parts, as most programs that draw pictures do."""
+
+    weighted_captions: bool = opt(False, label="Weighted captions")
+    """Read brackets in captions and sample prompts as A1111 does: (word) weighs 1.1 times as much, [word] 1.1 times as
+    little, (word:1.3) 1.3 times as much; a backslash makes a bracket plain text. Unset: brackets are text."""
+
     v2: bool = opt(False, label="Stable Diffusion 2")
     """Say that the base model is Stable Diffusion 2. The file itself decides; a contradiction is an error."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.errors import ConfigError, ModelError, Problem
+from trainer.families._clip import TextReading, unwrap
 from trainer.families._samplers import build_scheduler
 from trainer.families.base import Conditioning, Family, ModelOptions, SampleRequest
 from trainer.formats import single_file
@@ -52,7 +53,7 @@ class StableDiffusion1(Family):
         *,
         scheduler_config: Mapping[str, Any],
         tokenizer: Any,
-        clip_skip: int | None,
+        reading: TextReading,
         device: torch.device | str,
     ) -> None:
         self.facts = facts
@@ -64,7 +65,7 @@ class StableDiffusion1(Family):
         self.prediction_type = _prediction(facts, scheduler_config)
         self.alphas_cumprod: Tensor = diffusers.DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod
         self.dtype = self.denoiser.dtype
-        self._clip_skip = clip_skip
+        self._reading = reading
         # found before an adapter adds layers of its own below these
         self._targets = (
             AdapterTarget.build(
@@ -105,23 +106,13 @@ class StableDiffusion1(Family):
             components,
             scheduler_config=scheduler_config,
             tokenizer=tokenizer,
-            clip_skip=options.clip_skip,
+            reading=TextReading(options.clip_skip or 1, options.max_token_length or 75, options.weighted_captions),
             device=device,
         )
 
     def encode_prompts(self, text_encoders: Sequence[nn.Module], captions: Sequence[str]) -> Conditioning:
-        encoder = text_encoders[0]
-        tokens_BL = self.tokenizer(
-            list(captions), padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-        ).input_ids.to(_unwrap(encoder).device)
-        if self._clip_skip is None or self._clip_skip == 1:
-            return Conditioning(states_BLD=encoder(tokens_BL).last_hidden_state)
-        output = encoder(tokens_BL, output_hidden_states=True)
-        states_BLD = _unwrap(encoder).final_layer_norm(output.hidden_states[-self._clip_skip])
-        if torch.is_grad_enabled():
-            # the skipped layers' adapters get a gradient of 0: DDP waits for every parameter's
-            states_BLD = states_BLD + 0.0 * output.last_hidden_state
-        return Conditioning(states_BLD=states_BLD)
+        (encoder,) = text_encoders
+        return Conditioning(states_BLD=self._reading.states(encoder, self.tokenizer, captions))
 
     def encode_latents(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -147,7 +138,7 @@ class StableDiffusion1(Family):
     def sample(self, denoiser: nn.Module, text_encoders: Sequence[nn.Module], request: SampleRequest) -> Image:
         _check_size(request, self.latent_factor)
         scheduler = build_scheduler(request.sampler, self.scheduler_config)
-        unet, encoders = _unwrap(denoiser), [_unwrap(encoder) for encoder in text_encoders]
+        unet, encoders = unwrap(denoiser), [unwrap(encoder) for encoder in text_encoders]
         seed = secrets.randbits(63) if request.seed is None else request.seed
         with (
             torch.no_grad(),
@@ -324,11 +315,6 @@ def _paths_below(module: nn.Module, block_names: Sequence[str]) -> tuple[str, ..
             if is_small or isinstance(layer, torch.nn.Linear):
                 found[path] = None
     return tuple(found)
-
-
-def _unwrap(module: nn.Module) -> Any:
-    """The model inside DDP and the like."""
-    return accelerate.utils.extract_model_from_parallel(module, keep_fp32_wrapper=True)
 
 
 @contextlib.contextmanager
