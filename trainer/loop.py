@@ -154,6 +154,7 @@ def train(
         parts.optimizer.step()
         parts.schedule.step()
         parts.optimizer.zero_grad(set_to_none=True)
+        figures = parts.method.after_update()
 
         progress = _advance(progress, step, loss)
         on_progress(progress)
@@ -169,6 +170,7 @@ def train(
             seconds=now - began,
             lr={group["name"]: group["lr"] for group in parts.optimizer.param_groups},
             wanted=requests(),
+            figures=figures,
         )
         for hook in hooks:
             hook.after_step(moment)

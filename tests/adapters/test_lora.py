@@ -230,6 +230,34 @@ def test_the_same_layers_as_plain_peft_and_nothing_else(tiny_folder: Path) -> No
         assert not part._forward_hooks and not part._forward_pre_hooks
 
 
+def change(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """What a layer's matrices add to it, alpha counted in."""
+    down, up = tensors[f"{name}.lora_down.weight"].double(), tensors[f"{name}.lora_up.weight"].double()
+    return (up.flatten(1) @ down.flatten(1)) * float(tensors[f"{name}.alpha"]) / len(down)
+
+
+def test_norms_are_limited(tiny_folder: Path) -> None:
+    _, lora = adapted(tiny_folder, network_dim=4, network_alpha=2.0)
+    randomise(lora)
+    before = lora.state_dict()
+    names = [key.removesuffix(".alpha") for key in before if key.endswith(".alpha")]
+    norms = {name: float(change(before, name).norm()) for name in names}
+    largest = sorted(norms.values())[len(names) // 2]
+    found = lora.limit_norms(largest)
+    after = lora.state_dict()
+    assert [norm for norm, _ in found] == pytest.approx([min(norms[name], largest) for name in names], rel=1e-5)
+    assert [scaled for _, scaled in found] == [norms[name] > largest for name in names]
+    for name in names:
+        if norms[name] > largest:
+            scale = math.sqrt(largest / norms[name])
+            for side in ("down", "up"):
+                key = f"{name}.lora_{side}.weight"
+                assert torch.allclose(after[key], before[key] * scale, rtol=1e-5)
+            assert float(change(after, name).norm()) == pytest.approx(largest, rel=1e-5)
+        else:
+            assert torch.equal(after[f"{name}.lora_up.weight"], before[f"{name}.lora_up.weight"])
+
+
 def test_half_precision_base(tiny_folder: Path) -> None:
     built = ModelOptions(pretrained_model_name_or_path=str(tiny_folder))
     family = load_family(built, dtype=torch.bfloat16, device="cpu")

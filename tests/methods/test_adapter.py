@@ -85,6 +85,36 @@ def test_groups_and_modes(tiny_folder: Path) -> None:
     assert not any("lora_te" in key for key in one.state_dict())
 
 
+def test_lora_plus(tiny_folder: Path) -> None:
+    rates = OptimizerOptions(learning_rate=1e-3, text_encoder_lr=1e-4)
+    arguments = ["loraplus_lr_ratio=16", "loraplus_text_encoder_lr_ratio=4"]
+    family, trained = method(tiny_folder, rates, network_args=arguments)
+    groups = trained.groups()
+    assert [(g.name, pytest.approx(g.learning_rate)) for g in groups] == [
+        ("unet", 1e-3),
+        ("unet plus", 1.6e-2),
+        ("textencoder", 1e-4),
+        ("textencoder plus", 4e-4),
+    ]
+    assert [len(g.parameters) for g in groups] == [192, 192, 18, 18]
+    names = {id(p): name for module in family.components().values() for name, p in module.named_parameters()}
+    assert all("lora_B" in names[id(p)] for g in groups if "plus" in g.name for p in g.parameters)
+    assert all("lora_A" in names[id(p)] for g in groups if "plus" not in g.name for p in g.parameters)
+    with pytest.raises(ConfigError, match="finds one rate for everything"):
+        build(OptimizerOptions(optimizer_type="pytorch_optimizer.Prodigy", learning_rate=1.0), groups)
+
+
+def test_weight_norms_are_limited_after_each_step(tiny_folder: Path) -> None:
+    family, trained = method(tiny_folder, scale_weight_norms=0.05)
+    optimizer = build(OptimizerOptions(learning_rate=1e-1), trained.groups())
+    step(family, trained, optimizer, 0)
+    figures = trained.after_update()
+    assert figures["max_norm/keys_scaled"] > 0 and figures["max_norm/max_key_norm"] == pytest.approx(0.05)
+    assert figures["max_norm/average_key_norm"] <= 0.05
+    assert trained.after_update()["max_norm/max_key_norm"] == pytest.approx(0.05)
+    assert not method(tiny_folder)[1].after_update()
+
+
 @pytest.mark.parametrize("kind", ["both", "unet", "text_encoder"])
 def test_it_learns_and_the_base_stays(tiny_folder: Path, kind: str) -> None:
     options = {f"network_train_{kind}_only": True} if kind != "both" else {}

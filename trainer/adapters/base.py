@@ -46,11 +46,26 @@ class AdapterOptions(Options):
     module_dropout: float | None = opt(None, ge=0, lt=1, label="Module dropout")
     """Part of the adapted layers switched off in each step."""
 
+    scale_weight_norms: float | None = opt(None, gt=0, label="Largest weight norm")
+    """After each step no layer's change is larger than this (the norm of its matrix, alpha counted in; 1 is usual):
+    keeps a LoRA from burning in, and mixing well with others. Unset: no limit."""
+
+    loraplus_lr_ratio: float | None = opt(None, gt=0, label="LoRA+ ratio")
+    """LoRA+: the up matrices learn this many times as fast as the down matrices (16 is the paper's advice for language
+    models, 4 to 16 is tried here). Unset: equally fast. Hayou et al., 2024, https://arxiv.org/abs/2402.12354"""
+
+    loraplus_unet_lr_ratio: float | None = opt(None, gt=0, label="LoRA+ ratio of the U-Net")
+    """LoRA+ for the U-Net alone. Unset: loraplus_lr_ratio."""
+
+    loraplus_text_encoder_lr_ratio: float | None = opt(None, gt=0, label="LoRA+ ratio of the text encoder")
+    """LoRA+ for the text encoder alone. Unset: loraplus_lr_ratio."""
+
     network_weights: Path | None = opt(None, widget="path", label="Start from LoRA")
     """A LoRA file to go on from; its rank must be the one set here."""
 
     network_args: list[str] = opt([], label="Network arguments")
-    """Options of the network as key=value, the way older command lines give them: rank_dropout, module_dropout."""
+    """Options of the network as key=value, the way older command lines give them: rank_dropout, module_dropout
+    and the three loraplus ratios."""
 
     def problems(self) -> Iterator[Problem]:
         known = known_adapters()
@@ -74,6 +89,11 @@ class AdapterOptions(Options):
             )
         yield from self._read_args()[1]
 
+    def plus_ratio(self, component: str) -> float | None:
+        """How many times as fast the up matrices of a component learn (LoRA+), None for equally fast."""
+        own = self.loraplus_unet_lr_ratio if component == "denoiser" else self.loraplus_text_encoder_lr_ratio
+        return self.loraplus_lr_ratio if own is None else own
+
     def merged(self) -> AdapterOptions:
         """These options with `network_args` put in their place."""
         return self.model_copy(update={**self._read_args()[0], "network_args": []})
@@ -93,7 +113,10 @@ class AdapterOptions(Options):
         return values, problems
 
 
-ARGUMENT_NAMES = ("rank_dropout", "module_dropout")
+ARGUMENT_NAMES = (
+    *("rank_dropout", "module_dropout"),
+    *("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio"),
+)
 """Options that kohya takes through network_args."""
 
 
@@ -129,6 +152,15 @@ class Adapter(ABC):
     @abstractmethod
     def parameters(self, component: str) -> list[nn.Parameter]:
         """The trainable parameters in one component, in float32."""
+
+    def faster(self, component: str) -> list[nn.Parameter]:
+        """Those of `parameters` that LoRA+ gives a rate of their own."""
+        return []
+
+    def limit_norms(self, largest: float) -> list[tuple[float, bool]]:
+        """Scale down, in place, every layer's change whose norm is above `largest`; each layer's norm afterwards, and
+        whether it was scaled."""
+        return []
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:

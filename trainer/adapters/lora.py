@@ -53,6 +53,22 @@ class Lora(Adapter):
     def parameters(self, component: str) -> list[nn.Parameter]:
         return [p for layer in self._layers[component].values() for p in (_down(layer).weight, _up(layer).weight)]
 
+    def faster(self, component: str) -> list[nn.Parameter]:
+        return [_up(layer).weight for layer in self._layers[component].values()]
+
+    def limit_norms(self, largest: float) -> list[tuple[float, bool]]:
+        """Both matrices of a layer take half of the scaling, as sd-scripts does it."""
+        found = []
+        with torch.no_grad():
+            for layer in self._all().values():
+                down, up = _down(layer).weight, _up(layer).weight
+                norm = _product_norm(up.flatten(1), down.flatten(1)) * self.alpha / self.rank
+                if is_above := norm > largest:
+                    for factor in (down, up):
+                        factor.mul_(math.sqrt(largest / norm))
+                found.append((min(norm, largest), is_above))
+        return found
+
     def state_dict(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for name, layer in self._all().items():
@@ -126,6 +142,12 @@ def _down(layer: Any) -> Any:
 
 def _up(layer: Any) -> Any:
     return layer.lora_B[PEFT_NAME]
+
+
+def _product_norm(up_OR: Tensor, down_RI: Tensor) -> float:
+    """The Frobenius norm of up @ down, without making that: |UD|^2 = tr((U'U)(DD'))."""
+    up_OR, down_RI = up_OR.double(), down_RI.double()
+    return math.sqrt(max(0.0, float(((up_OR.T @ up_OR) * (down_RI @ down_RI.T)).sum())))
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,8 @@ class Moment:
     """Where the run stands when hooks are called.
 
     step counts optimizer steps done, over resumed runs too; epoch counts from 1. epoch_ended and last say what this
-    step was; wanted holds what a person asked for since the step before ("save", "sample").
+    step was; wanted holds what a person asked for since the step before ("save", "sample"). figures: what else a method
+    has to say for the log, by TensorBoard name.
     """
 
     step: int
@@ -24,6 +25,7 @@ class Moment:
     seconds: float = 0.0
     lr: Mapping[str, float] | None = None
     wanted: frozenset[str] = frozenset()
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Hook:

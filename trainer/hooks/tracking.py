@@ -60,6 +60,7 @@ class Tracking(Hook):
         )
         scalars = {"loss/current": moment.loss, "loss/average": moment.loss_average}
         scalars |= {f"lr/{name}": rate for name, rate in lr.items()}
+        scalars |= moment.figures
         if moment.epoch_ended:
             scalars["loss/epoch_average"] = moment.loss_average
         self._write(scalars, moment.step)

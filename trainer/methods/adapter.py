@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,15 +65,30 @@ class AdapterMethod(Method):
         return self._components
 
     def groups(self) -> list[ParamGroup]:
-        return [
-            ParamGroup(
-                name="unet" if name == DENOISER else name.replace("text_encoder", "textencoder"),
-                component=name,
-                parameters=tuple(self._adapter.parameters(name)),
-                learning_rate=self._rates.rate(name),
-            )
-            for name in self._components
-        ]
+        return [group for name in self._components for group in self._groups_of(name)]
+
+    def _groups_of(self, component: str) -> Iterator[ParamGroup]:
+        """One group, or with LoRA+ two: "unet" and, with the higher rate, "unet plus"."""
+        parameters, rate = self._adapter.parameters(component), self._rates.rate(component)
+        name = "unet" if component == DENOISER else component.replace("text_encoder", "textencoder")
+        ratio = self._adapter.options.plus_ratio(component)
+        faster = [] if ratio is None else self._adapter.faster(component)
+        ids = {id(parameter) for parameter in faster}
+        yield ParamGroup(name, component, tuple(p for p in parameters if id(p) not in ids), rate)
+        if ratio is not None and faster:
+            yield ParamGroup(f"{name} plus", component, tuple(faster), rate * ratio)
+
+    def after_update(self) -> Mapping[str, float]:
+        largest = self._adapter.options.scale_weight_norms
+        norms = [] if largest is None else self._adapter.limit_norms(largest)
+        if not norms:
+            return {}
+        values = [norm for norm, _ in norms]
+        return {
+            "max_norm/keys_scaled": sum(was_scaled for _, was_scaled in norms),
+            "max_norm/average_key_norm": sum(values) / len(values),
+            "max_norm/max_key_norm": max(values),
+        }
 
     def modules(self) -> dict[str, nn.Module]:
         return {name: self._modules[name] for name in self._components}

@@ -34,7 +34,7 @@ class Method(ABC):
 
     @abstractmethod
     def groups(self) -> list[ParamGroup]:
-        """What the optimizer steps, one group per component that trains."""
+        """What the optimizer steps, a group per component that trains, or more."""
 
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
@@ -43,6 +43,10 @@ class Method(ABC):
     @abstractmethod
     def use_prepared(self, modules: Mapping[str, nn.Module]) -> None:
         """Take the modules back as accelerate returned them."""
+
+    def after_update(self) -> Mapping[str, float]:
+        """What the method does to the weights after an optimizer step; figures about it for the log."""
+        return {}
 
     @abstractmethod
     def train(self) -> None:

@@ -179,6 +179,9 @@ def build(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> Optimizer:
     if problems := argument_problems(options):
         raise ConfigError(problems)
     known = find(options)
+    if "d0" in inspect.signature(known.find()).parameters and len({g.learning_rate for g in groups}) > 1:
+        said = "finds one rate for everything, so LoRA+ cannot be used with it"
+        raise ConfigError([Problem("optimizer_type", said, options.optimizer_type)])
     params = [{"params": list(g.parameters), "lr": g.learning_rate, "name": g.name} for g in groups]
     build_it: Any = known.find()
     try:

@@ -354,12 +354,13 @@ class Where:
 def _depends(config: TrainNetworkConfig, training_set: TrainingSet, accelerator: Accelerator) -> dict[str, Any]:
     """What must be the same for a run to go on as it was. Two processes may become one with twice the accumulation."""
     flat = config.flat()
-    groups = (config.noise, config.timesteps, config.loss, config.schedule)
+    groups = (config.noise, config.timesteps, config.loss, config.schedule, config.adapter)
     names = (
-        *("seed", "network_module", "network_dim", "network_alpha", "clip_skip", "optimizer_type", "mixed_precision"),
+        *("seed", "clip_skip", "max_token_length", "weighted_captions", "optimizer_type", "mixed_precision"),
         *("learning_rate", "unet_lr", "text_encoder_lr", "optimizer_args", "max_grad_norm", "prior_loss_weight"),
         *("zero_terminal_snr", *(name for group in groups for name in type(group).model_fields)),
     )
+    names = tuple(name for name in names if name != "network_weights")  # where a run began; it goes on from its state
     accumulated = config.length.gradient_accumulation_steps * accelerator.num_processes
     return {
         **{name: flat[name] for name in names},
