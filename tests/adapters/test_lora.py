@@ -230,6 +230,49 @@ def test_the_same_layers_as_plain_peft_and_nothing_else(tiny_folder: Path) -> No
         assert not part._forward_hooks and not part._forward_pre_hooks
 
 
+def test_sizes_from_a_file(tiny_folder: Path, tmp_path: Path) -> None:
+    """A file with another rank in every layer, and without some layers, is gone on from exactly."""
+    _, lora = adapted(tiny_folder, network_dim=6, network_alpha=3.0)
+    randomise(lora)
+    tensors = lora.state_dict()
+    names = sorted(key.removesuffix(".alpha") for key in tensors if key.endswith(".alpha"))
+    file = {}
+    for number, name in enumerate(names):
+        if number % 5 == 4:
+            continue
+        rank = 1 + number % 3
+        file[f"{name}.lora_down.weight"] = tensors[f"{name}.lora_down.weight"][:rank].contiguous()
+        file[f"{name}.lora_up.weight"] = tensors[f"{name}.lora_up.weight"][:, :rank].contiguous()
+        file[f"{name}.alpha"] = torch.tensor(0.5 + rank)
+    path = tmp_path / "uneven.safetensors"
+    save_file(file, path)
+
+    family, again = adapted(tiny_folder, network_weights=path, dim_from_weights=True)
+    again.start_from(path)
+    found = again.state_dict()
+    assert set(found) == set(file) and all(torch.equal(found[key], file[key]) for key in file)
+    again.load_state_dict(found)
+    # and each layer acts with its own strength, as when its change is added to the weights
+    plain = load_family(ModelOptions(pretrained_model_name_or_path=str(tiny_folder)), dtype=torch.float32, device="cpu")
+    for target in plain.adapter_targets():
+        for layer_path, name in target.names.items():
+            if f"{name}.alpha" in file:
+                weight = target.module.get_submodule(layer_path).weight
+                with torch.no_grad():
+                    weight += change(file, name).view_as(weight)
+    assert isinstance(plain, StableDiffusion1)
+    assert torch.allclose(answer(family), answer(plain), atol=1e-5)
+    assert not torch.allclose(answer(family), answer(adapted(tiny_folder)[0]), atol=1e-3)
+
+
+def test_sizes_from_a_file_of_other_parts(tiny_folder: Path, tmp_path: Path) -> None:
+    _, lora = adapted(tiny_folder)
+    only = {key: tensor for key, tensor in lora.state_dict().items() if key.startswith("lora_unet")}
+    save_file(only, tmp_path / "unet.safetensors")
+    with pytest.raises(ModelError, match="holds no layer of the text_encoder"):
+        adapted(tiny_folder, network_weights=tmp_path / "unet.safetensors", dim_from_weights=True)
+
+
 def change(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     """What a layer's matrices add to it, alpha counted in."""
     down, up = tensors[f"{name}.lora_down.weight"].double(), tensors[f"{name}.lora_up.weight"].double()

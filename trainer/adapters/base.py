@@ -61,7 +61,10 @@ class AdapterOptions(Options):
     """LoRA+ for the text encoder alone. Unset: loraplus_lr_ratio."""
 
     network_weights: Path | None = opt(None, widget="path", label="Start from LoRA")
-    """A LoRA file to go on from; its rank must be the one set here."""
+    """A LoRA file to go on from; its rank must be the one set here, unless dim_from_weights is set."""
+
+    dim_from_weights: bool = opt(False, label="Rank and alpha from the file")
+    """Take each layer's rank and alpha, and which layers are trained at all, from network_weights."""
 
     network_args: list[str] = opt([], label="Network arguments")
     """Options of the network as key=value, the way older command lines give them: rank_dropout, module_dropout
@@ -87,6 +90,9 @@ class AdapterOptions(Options):
                 "true",
                 remedy="Turn one of the two off",
             )
+        if self.dim_from_weights and self.network_weights is None:
+            remedy = "Name the LoRA file in network_weights, or turn this off"
+            yield Problem("dim_from_weights", "there is no file to take ranks from", "true", remedy=remedy)
         yield from self._read_args()[1]
 
     def plus_ratio(self, component: str) -> float | None:

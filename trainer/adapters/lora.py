@@ -6,7 +6,9 @@ PEFT does the work inside the model; names, start values, dropouts and files are
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,25 @@ if TYPE_CHECKING:
 PEFT_NAME = "default"
 
 
+@dataclass(frozen=True)
+class Size:
+    """Of one layer's matrices."""
+
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def _sizes_in(path: Path | None) -> dict[str, Size]:
+    """Layer name -> size in a LoRA file."""
+    assert path is not None, "dim_from_weights without network_weights is refused before"
+    file = split_lora(read_tensors(path), source=str(path))
+    return {name: Size(w.rank, float(w.rank) if w.alpha is None else w.alpha) for name, w in file.items()}
+
+
 class Lora(Adapter):
     """Plain LoRA on linear layers and convolutions."""
 
@@ -29,21 +50,35 @@ class Lora(Adapter):
 
     def __init__(self, options: AdapterOptions, *, seed: int) -> None:
         super().__init__(options, seed=seed)
-        self.rank = self.options.network_dim
-        self.alpha = float(self.rank) if self.options.network_alpha is None else self.options.network_alpha
+        rank, alpha = self.options.network_dim, self.options.network_alpha
+        self._size = Size(rank, float(rank) if alpha is None else alpha)
+        self._sizes = _sizes_in(self.options.network_weights) if self.options.dim_from_weights else None
         self._layers: dict[str, dict[str, Any]] = {}
+
+    def size(self, name: str) -> Size | None:
+        """Rank and alpha of a layer by its name in files; None where it is left alone."""
+        return self._size if self._sizes is None else self._sizes.get(name)
 
     def inject(self, target: AdapterTarget) -> None:
         assert target.component not in self._layers, f"{target.component} is adapted already"
+        sizes = {path: size for path, name in target.names.items() if (size := self.size(name))}
+        if not sizes:
+            raise ModelError(
+                f"{self.options.network_weights} holds no layer of the {target.component}, which is to be trained",
+                option="dim_from_weights",
+                remedy="Train only what the file holds (network_train_unet_only, network_train_text_encoder_only)",
+            )
         config = peft.LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type, unused-ignore]
-            target_modules=list(target.names),
+            r=self._size.rank,
+            lora_alpha=self._size.alpha,  # type: ignore[arg-type, unused-ignore]
+            target_modules=list(sizes),
+            rank_pattern={re.escape(path): size.rank for path, size in sizes.items() if self._sizes},
+            alpha_pattern={re.escape(path): size.alpha for path, size in sizes.items() if self._sizes},
             lora_dropout=0.0,
             init_lora_weights=False,
         )
         peft.inject_adapter_in_model(config, target.module, adapter_name=PEFT_NAME)
-        layers = {name: target.module.get_submodule(path) for path, name in target.names.items()}
+        layers = {target.names[path]: target.module.get_submodule(path) for path in sizes}
         self._layers[target.component] = layers
         trained = {id(p) for name, layer in layers.items() for p in self._prepare(name, layer)}
         target.module.train(target.module.training)  # new layers begin in training mode, whatever the rest is in
@@ -60,9 +95,9 @@ class Lora(Adapter):
         """Both matrices of a layer take half of the scaling, as sd-scripts does it."""
         found = []
         with torch.no_grad():
-            for layer in self._all().values():
+            for name, layer in self._all().items():
                 down, up = _down(layer).weight, _up(layer).weight
-                norm = _product_norm(up.flatten(1), down.flatten(1)) * self.alpha / self.rank
+                norm = _product_norm(up.flatten(1), down.flatten(1)) * self._of(name).scale
                 if is_above := norm > largest:
                     for factor in (down, up):
                         factor.mul_(math.sqrt(largest / norm))
@@ -74,7 +109,7 @@ class Lora(Adapter):
         for name, layer in self._all().items():
             found[f"{name}.lora_down.weight"] = _copy(_down(layer).weight)
             found[f"{name}.lora_up.weight"] = _copy(_up(layer).weight)
-            found[f"{name}.alpha"] = torch.tensor(self.alpha)
+            found[f"{name}.alpha"] = torch.tensor(self._of(name).alpha)
         return found
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -84,7 +119,8 @@ class Lora(Adapter):
                 f"the saved state belongs to another network: {len(differing)} names such as {differing[0]}"
             )
         for key, tensor in tensors.items():
-            if tensor.shape != wanted[key].shape or (key.endswith(".alpha") and float(tensor) != self.alpha):
+            is_alpha = key.endswith(".alpha")
+            if tensor.shape != wanted[key].shape or (is_alpha and float(tensor) != float(wanted[key])):
                 raise ModelError(f"the saved state belongs to another network: {key} is {_words(tensor)}")
         self._fill({name: (w.down, w.up) for name, w in split_lora(tensors, source="the saved state").items()})
 
@@ -99,20 +135,19 @@ class Lora(Adapter):
                 option="network_weights",
                 remedy="Train the same components as it did",
             )
-        ours = self.alpha / self.rank
         for name, weights in file.items():
-            if weights.rank != self.rank:
+            if weights.rank != self._of(name).rank:
                 raise ModelError(
-                    f"{path} has rank {weights.rank} at {name}, network_dim is {self.rank}",
+                    f"{path} has rank {weights.rank} at {name}, network_dim is {self._of(name).rank}",
                     option="network_weights",
-                    remedy=f"Set network_dim to {weights.rank}",
+                    remedy=f"Set network_dim to {weights.rank}, or dim_from_weights",
                 )
             if (
                 weights.down.shape != _down(layers[name]).weight.shape
                 or weights.up.shape != _up(layers[name]).weight.shape
             ):
                 raise ModelError(f"{path} is made for another model: {name} differs", option="network_weights")
-        self._fill({name: (w.down, w.up.float() * (w.scale / ours)) for name, w in file.items()})
+        self._fill({name: (w.down, w.up.float() * (w.scale / self._of(name).scale)) for name, w in file.items()})
 
     def _prepare(self, name: str, layer: Any) -> list[nn.Parameter]:
         """Start values that depend on seed and name only, float32, dropouts; returns what trains."""
@@ -124,6 +159,12 @@ class Lora(Adapter):
             up.weight.zero_()
         add_dropouts(down, self.options)
         return [down.weight, up.weight]
+
+    def _of(self, name: str) -> Size:
+        """The size of a layer that is trained."""
+        size = self.size(name)
+        assert size is not None
+        return size
 
     def _all(self) -> dict[str, Any]:
         return {name: layer for layers in self._layers.values() for name, layer in layers.items()}
