@@ -26,6 +26,7 @@ class Schedule:
     sample_every_n_epochs: int | None = None
     save_every_n_steps: int | None = None
     save_every_n_epochs: int | None = None
+    save_n_epoch_ratio: int | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Schedule:
@@ -42,6 +43,8 @@ class Schedule:
             epochs, at_end = self.sample_every_n_epochs, int(bool(self.sample_every_n_epochs or steps))
         else:
             steps, epochs, at_end = self.save_every_n_steps, self.save_every_n_epochs, 1
+            if ratio := self.save_n_epoch_ratio:
+                epochs = max(1, start.epochs // ratio)
         every = [n for n in (steps, (epochs or 0) * start.steps_per_epoch) if n]
         return at_end + sum((start.total_steps - 1) // n - step // n for n in every)
 

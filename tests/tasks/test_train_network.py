@@ -245,10 +245,16 @@ def test_a_resumed_run_writes_again_what_was_saved_past_its_resume_point(place: 
     assert isinstance(events[-1], Error) and f"{finished} exists already" in events[-1].message
 
 
-def test_old_saves_are_pruned_once_newer_ones_stand(place: Place) -> None:
-    place.train("--save_every_n_steps", "2", "--save_last_n_steps", "4", "--save_state")
+def test_old_saves_are_pruned_and_a_card_is_all_that_is_told(place: Place) -> None:
+    card = ("--metadata_title", "House", "--metadata_author", "me", "--no_metadata")
+    place.train("--save_every_n_steps", "2", "--save_last_n_steps", "4", "--save_state", *card)
+    with safe_open(place.path / "outputs" / "a.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["modelspec.title"], metadata["modelspec.author"]) == ("House", "me")
+    assert "modelspec.license" not in metadata and metadata["ss_network_dim"] == "4"
+    assert not {"ss_learning_rate", "ss_datasets", "ss_tag_frequency", "ss_sd_model_name"} & set(metadata)
     names = sorted(p.name for p in (place.path / "outputs").glob("a-step*.safetensors"))
-    assert names == ["a-step00000008.safetensors", "a-step00000010.safetensors"]
+    assert names == [f"a-step{step:08}.safetensors" for step in (6, 8, 10)]
     listed = {Path(f["path"]).name for f in json.loads((place.path / "runs" / "a" / "files.json").read_text())}
     assert "a-step00000002.safetensors" not in listed and "a-step00000002-state" not in listed
 

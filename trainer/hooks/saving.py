@@ -35,10 +35,16 @@ class SavingOptions(Options):
     """Save the model every n epochs, besides at the end."""
     save_every_n_steps: int | None = opt(None, ge=1, unit="steps")
     """Save the model every n steps, besides at the end."""
-    save_last_n_epochs: int | None = opt(None, ge=1, unit="epochs")
-    """Keep only epoch saves of the last n epochs; older ones are deleted once a new one is safely written."""
+    save_n_epoch_ratio: int | None = opt(None, ge=1)
+    """Save so often that there are at least n saves in the whole run; instead of save_every_n_epochs."""
+    save_last_n_epochs: int | None = opt(None, ge=1)
+    """Keep the last n epoch saves; older ones are deleted once a new one is safely written."""
+    save_last_n_epochs_state: int | None = opt(None, ge=1)
+    """Keep the last n resume points of epoch saves. Unset: as many as models."""
     save_last_n_steps: int | None = opt(None, ge=1, unit="steps")
-    """Keep only step saves of the last n steps; older ones are deleted once a new one is safely written."""
+    """Keep step saves no older than n steps; older ones are deleted once a new one is safely written."""
+    save_last_n_steps_state: int | None = opt(None, ge=1, unit="steps")
+    """Keep resume points of step saves no older than n steps. Unset: as for models."""
     save_precision: Literal["float", "fp16", "bf16"] | None = opt(None)
     """Number format of the saved model: fp16 halves its size. Unset: as trained (float32)."""
     save_state: bool = opt(False)
@@ -47,9 +53,18 @@ class SavingOptions(Options):
     """Write a -state folder at the end of training."""
 
     def problems(self) -> Iterator[Problem]:
-        """A name that is no file name."""
+        """A name that is no file name, and what excludes each other."""
+        if self.save_n_epoch_ratio and self.save_every_n_epochs:
+            remedy = "Leave one of them unset"
+            yield Problem("save_n_epoch_ratio", "goes against save_every_n_epochs", "", remedy=remedy)
         if said := check_name(self.output_name):
             yield Problem("output_name", said, repr(self.output_name))
+
+    def epochs_between(self, num_epochs: int) -> int | None:
+        """Epochs from one save to the next, None for saves at the end only."""
+        if self.save_n_epoch_ratio:
+            return max(1, num_epochs // self.save_n_epoch_ratio)
+        return self.save_every_n_epochs
 
     def final(self, extension: str = ".safetensors") -> Path:
         """The finished model's path."""
@@ -86,7 +101,7 @@ def plan_saves(options: SavingOptions, epoch_ends: Mapping[int, int], *, first_s
     models: list[Path] = []
     if n := options.save_every_n_steps:
         models += [options.at_step(s) for s in range(n, total_steps, n) if s > first_step]
-    if n := options.save_every_n_epochs:
+    if n := options.epochs_between(len(epoch_ends)):
         models += [options.at_epoch(e) for e, s in epoch_ends.items() if e % n == 0 and first_step < s < total_steps]
     states = [options.state_of(m) for m in models] if options.save_state else []
     final = options.final()
@@ -148,16 +163,18 @@ class Saving(Hook):
         *,
         export: Callable[[Path, Moment], Path],
         save_state: Callable[[Path, Moment], Path],
+        num_epochs: int,
         is_main: bool,
     ) -> None:
         self._options = options
+        self._every_n_epochs = options.epochs_between(num_epochs)
         self._events = events
         self._folder = folder
         self._export = export
         self._save_state = save_state
         self._is_main = is_main
-        self._epoch_saves: list[tuple[int, Path]] = []
-        self._step_saves: list[tuple[int, Path]] = []
+        self._epoch_saves = _Kept()
+        self._step_saves = _Kept()
         self.final_path = options.final()
         self.state_path: Path | None = None
 
@@ -168,12 +185,17 @@ class Saving(Hook):
         options = self._options
         if due(moment, every_n_steps=options.save_every_n_steps, every_n_epochs=None) or "save" in moment.wanted:
             self._save(options.at_step(moment.step), moment, state=options.save_state)
-            self._step_saves.append((moment.step, options.at_step(moment.step)))
-            self._prune(self._step_saves, moment.step, options.save_last_n_steps)
-        if due(moment, every_n_steps=None, every_n_epochs=options.save_every_n_epochs):
+            self._step_saves.add(moment.step, options.at_step(moment.step))
+            keep, keep_states = options.save_last_n_steps, options.save_last_n_steps_state or options.save_last_n_steps
+            self._delete(self._step_saves.models.older_than(moment.step, keep))
+            self._delete_states(self._step_saves.states.older_than(moment.step, keep_states))
+        if due(moment, every_n_steps=None, every_n_epochs=self._every_n_epochs):
             self._save(options.at_epoch(moment.epoch), moment, state=options.save_state)
-            self._epoch_saves.append((moment.epoch, options.at_epoch(moment.epoch)))
-            self._prune(self._epoch_saves, moment.epoch, options.save_last_n_epochs)
+            self._epoch_saves.add(moment.epoch, options.at_epoch(moment.epoch))
+            keep = options.save_last_n_epochs
+            keep_states = options.save_last_n_epochs_state or keep
+            self._delete(self._epoch_saves.models.but_last(keep))
+            self._delete_states(self._epoch_saves.states.but_last(keep_states))
 
     def end(self, moment: Moment, *, stopped: bool) -> None:
         """The finished model, or the resume point of a run that was asked to stop."""
@@ -209,17 +231,52 @@ class Saving(Hook):
         self._folder.add_file(SavedFile(str(path), what, step, size, digest))
         self._events.emit(Checkpoint(step, what, str(path), size, digest))
 
-    def _prune(self, saves: list[tuple[int, Path]], now: int, keep: int | None) -> None:
-        """Delete saves older than `keep` before now; called only after the newest one is written and verified."""
-        if keep is None or not self._is_main:
-            return
-        for when, path in [entry for entry in saves if entry[0] <= now - keep]:
-            saves.remove((when, path))
-            state = self._options.state_of(path)
-            path.unlink(missing_ok=True)
-            shutil.rmtree(state, ignore_errors=True)
-            self._folder.remove_file(str(path))
-            self._folder.remove_file(str(state))
+    def _delete(self, models: Sequence[Path]) -> None:
+        """Called only after the newest save is written and verified."""
+        if self._is_main:
+            for path in models:
+                path.unlink(missing_ok=True)
+                self._folder.remove_file(str(path))
+
+    def _delete_states(self, models: Sequence[Path]) -> None:
+        """The resume points that go with these models."""
+        if self._is_main:
+            for state in map(self._options.state_of, models):
+                shutil.rmtree(state, ignore_errors=True)
+                self._folder.remove_file(str(state))
+
+
+class _Saves:
+    """Saves that still stand, by the epoch or step they were made at, oldest first."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[int, Path]] = []
+
+    def add(self, when: int, path: Path) -> None:
+        self._made.append((when, path))
+
+    def older_than(self, now: int, keep: int | None) -> list[Path]:
+        """Take out what is more than `keep` steps old; nothing where that is None."""
+        return self._take(sum(when < now - keep for when, _ in self._made) if keep else 0)
+
+    def but_last(self, keep: int | None) -> list[Path]:
+        """Take out all but the last `keep`; nothing where that is None."""
+        return self._take(max(0, len(self._made) - keep) if keep else 0)
+
+    def _take(self, count: int) -> list[Path]:
+        taken, self._made = self._made[:count], self._made[count:]
+        return [path for _, path in taken]
+
+
+class _Kept:
+    """The models and, since they may be kept longer or shorter, the resume points of one kind of save."""
+
+    def __init__(self) -> None:
+        self.models, self.states = _Saves(), _Saves()
+
+    def add(self, when: int, model: Path) -> None:
+        self.models.add(when, model)
+        self.states.add(when, model)
 
 
 class _disk_errors:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.formats import kohya
 from trainer.formats.model_facts import kohya_model_hashes
 from trainer.hooks.base import Moment
 from trainer.optim.optimizers import described
+from trainer.schema import Options, opt
 
 if TYPE_CHECKING:
     from trainer.data.dataset import TrainingSet
@@ -18,6 +19,32 @@ if TYPE_CHECKING:
     from trainer.methods.base import Method
     from trainer.tasks.train_network import TrainNetworkConfig
     from trainer.tasks.training import Schedule
+
+
+class MetadataOptions(Options):
+    """What a saved model tells of itself, for programs that show such cards (https://github.com/Stability-AI/ModelSpec)."""
+
+    title: ClassVar[str] = "Metadata"
+
+    metadata_title: str = opt("")
+    """Title of the model. Unset: the file's name."""
+    metadata_author: str = opt("")
+    """Who made the model."""
+    metadata_description: str = opt("", widget="text")
+    """What the model is for, and how it is used best."""
+    metadata_license: str = opt("")
+    """The licence the model is given under, such as CC-BY-4.0."""
+    metadata_tags: str = opt("")
+    """Words that describe the model, separated by commas."""
+    no_metadata: bool = opt(False)
+    """Leave out how the model was trained (settings, names of folders, tags of captions); the card above and what
+    programs need to load it stay."""
+
+    def card(self) -> dict[str, str]:
+        """What is filled in, by modelspec's names, without the title."""
+        names = ("author", "description", "license", "tags")
+        values = {name: getattr(self, f"metadata_{name}") for name in names}
+        return {name: value for name, value in values.items() if value}
 
 
 class Export:
@@ -63,13 +90,15 @@ class Export:
         )
         spec = kohya.modelspec_metadata(
             architecture=f"{self._family.architecture}/lora",
-            title=path.stem,
+            title=config.metadata.metadata_title or path.stem,
             resolution=self._training_set.datasets[0].resolution,
             prediction_type=self._family.prediction_type,
             saved_at=time.time(),
             encoder_layer=config.model.clip_skip,
+            extra=config.metadata.card(),
         )
-        return {**kohya.training_metadata(config.flat(), facts), **spec}
+        whole = {**kohya.training_metadata(config.flat(), facts), **spec}
+        return kohya.minimal_metadata(whole) if config.metadata.no_metadata else whole
 
     @property
     def _model(self) -> Path:

@@ -27,6 +27,7 @@ from trainer.optim.optimizers import OptimizerOptions
 from trainer.optim.schedules import ScheduleOptions
 from trainer.tasks.base import Task
 from trainer.tasks.debug_dataset import DebugOptions, dir_problems
+from trainer.tasks.metadata import MetadataOptions
 from trainer.tasks.training import run
 
 
@@ -48,6 +49,7 @@ class TrainNetworkConfig(RunConfig):
     memory: MemoryOptions
     sampling: SamplingOptions
     saving: SavingOptions
+    metadata: MetadataOptions
     resume: ResumeOptions
     tracking: TrackingOptions
     debug: DebugOptions

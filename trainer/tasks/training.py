@@ -19,7 +19,7 @@ from trainer.hooks import resume
 from trainer.hooks.base import Hook, Moment
 from trainer.hooks.resume import Progress, ResumePoint
 from trainer.hooks.sampling import Sampling
-from trainer.hooks.saving import Saving, clash_problem, plan_saves, written_again
+from trainer.hooks.saving import Saving, SavingOptions, clash_problem, plan_saves, written_again
 from trainer.hooks.tracking import Tracking
 from trainer.lazy import torch
 from trainer.loop import LengthOptions, Maths, Parts, train
@@ -113,20 +113,30 @@ def disk_problem(config: TrainNetworkConfig, schedule: Schedule, first_step: int
     """Whether all planned saves fit on the disk; a resume point is three times a float32 model."""
     plan = plan_saves(config.saving, schedule.epoch_ends, first_step=first_step, total_steps=schedule.total_steps)
     size = {"float": 4, "fp16": 2, "bf16": 2}[config.saving.save_precision or "float"] * model_bytes // 4
-    models = len(plan.models)
-    for keep, every in (
-        (config.saving.save_last_n_epochs, config.saving.save_every_n_epochs),
-        (config.saving.save_last_n_steps, config.saving.save_every_n_steps),
-    ):
-        if keep and every:
-            models = min(models, keep // every + 2)
-    needed = models * size + max(1, min(len(plan.states), models)) * model_bytes * 3
+    saving = config.saving
+    models = _kept(saving, schedule, saving.save_last_n_epochs, saving.save_last_n_steps)
+    of_epochs = saving.save_last_n_epochs_state or saving.save_last_n_epochs
+    of_steps = saving.save_last_n_steps_state or saving.save_last_n_steps
+    states = min(len(plan.states), _kept(saving, schedule, of_epochs, of_steps))
+    needed = models * size + max(1, states) * model_bytes * 3
     free = host.free_bytes(config.saving.output_dir)
     if free > needed:
         return None
     said = f"{models} planned saves need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
     remedy = "Make room, choose another folder, save less often, or keep fewer with save_last_n_epochs"
     return Problem("output_dir", said, str(config.saving.output_dir), remedy=remedy)
+
+
+def _kept(saving: SavingOptions, schedule: Schedule, last_n_epochs: int | None, last_n_steps: int | None) -> int:
+    """How many saves lie on the disk at once: those that are kept, the one being written, and the last."""
+    epochs, steps = saving.epochs_between(schedule.epochs), saving.save_every_n_steps
+    of_epochs = schedule.epochs // epochs if epochs else 0
+    of_steps = schedule.total_steps // steps if steps else 0
+    if last_n_epochs:
+        of_epochs = min(of_epochs, last_n_epochs + 1)
+    if last_n_steps and steps:
+        of_steps = min(of_steps, last_n_steps // steps + 2)
+    return of_epochs + of_steps + 1
 
 
 def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
@@ -190,6 +200,7 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
         folder,
         export=Export(config, family, method, training_set, schedule),
         save_state=StateWriter(parts, where, depends, folder, point),
+        num_epochs=schedule.epochs,
         is_main=accelerator.is_main_process,
     )
     hooks: list[Hook] = [
