@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch.optim import Optimizer
 
 from trainer.errors import ConfigError
-from trainer.optim.optimizers import KNOWN, OptimizerOptions, ParamGroup, argument_problems, build, described
+from trainer.optim.optimizers import KNOWN, OptimizerOptions, ParamGroup, argument_problems, build, described, find
 
 
 def group(name: str = "unet", rate: float = 0.1) -> ParamGroup:
@@ -154,3 +155,30 @@ def test_arguments_that_cannot_be_read(arguments: list[str], words: str) -> None
 def test_arguments_the_constructor_refuses(argument: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         build(OptimizerOptions(optimizer_args=[argument]), [group()])
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({}, "AdamW"),
+        ({"use_8bit_adam": True}, "AdamW8bit"),
+        ({"use_lion_optimizer": True}, "Lion"),
+        ({"use_8bit_adam": True, "optimizer_type": "adamw8bit"}, "AdamW8bit"),
+        ({"use_8bit_adam": True, "optimizer_type": "AdamW"}, "AdamW8bit"),  # a written-out default
+    ],
+)
+def test_older_flags(values: dict[str, Any], kind: str) -> None:
+    options = OptimizerOptions(**values)
+    assert options.kind == kind and find(options) is KNOWN[kind] and not list(options.problems())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"use_8bit_adam": True, "use_lion_optimizer": True},
+        {"use_lion_optimizer": True, "optimizer_type": "CAME"},
+    ],
+)
+def test_two_optimizers_are_one_too_many(values: dict[str, Any]) -> None:
+    (problem,) = OptimizerOptions(**values).problems()
+    assert problem.option == "optimizer_type" and "several" in problem.message

@@ -49,6 +49,9 @@ KNOWN: Mapping[str, Known] = {
 }
 """The names kohya's tools know, in any capitals. Any other class of torch.optim goes by its own name."""
 
+OLDER_FLAGS: Mapping[str, str] = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
+"""Flags that name an optimizer, from before optimizer_type."""
+
 MODULES = ("torch.optim", "bitsandbytes.optim", "pytorch_optimizer")
 """Modules whose classes may be named in full, as in bitsandbytes.optim.LAMB8bit; others could be anybody's code."""
 
@@ -76,6 +79,12 @@ class OptimizerOptions(Options):
     (at a third of AdamW's rate), Lion8bit, PagedLion8bit, SGDNesterov, SGDNesterov8bit, CAME; any other class of
     torch.optim; or one of bitsandbytes.optim or pytorch_optimizer with its module (pytorch_optimizer.AdEMAMix)."""
 
+    use_8bit_adam: bool = opt(False, label="8-bit Adam")
+    """The older way to say optimizer_type AdamW8bit."""
+
+    use_lion_optimizer: bool = opt(False, label="Lion")
+    """The older way to say optimizer_type Lion."""
+
     learning_rate: float = opt(2e-6, ge=0, level="basic", label="Learning rate")
     """Rate of every component that has none of its own. A LoRA usually wants about 1e-4."""
 
@@ -91,7 +100,19 @@ class OptimizerOptions(Options):
     max_grad_norm: float = opt(1.0, ge=0, label="Largest gradient norm")
     """Gradients with a larger norm are scaled down to it; 0 switches this off."""
 
+    @property
+    def kind(self) -> str:
+        """The optimizer's name, whichever way it was said."""
+        return next((name for flag, name in OLDER_FLAGS.items() if vars(self)[flag]), self.optimizer_type)
+
     def problems(self) -> Iterator[Problem]:
+        said = {name.lower() for flag, name in OLDER_FLAGS.items() if vars(self)[flag]}
+        default = type(self).model_fields["optimizer_type"].default  # a written-out default asks for nothing
+        if said and self.optimizer_type.lower() != default.lower():
+            said.add(self.optimizer_type.lower())
+        if len(said) > 1:
+            remedy = f"Leave {' and '.join(OLDER_FLAGS)} unset and name one in optimizer_type"
+            yield Problem("optimizer_type", "several optimizers are asked for", ", ".join(sorted(said)), remedy=remedy)
         yield from arguments.parse("optimizer_args", self.optimizer_args)[1]
 
     def rate(self, component: str) -> float:
@@ -106,7 +127,7 @@ class OptimizerOptions(Options):
 
 def find(options: OptimizerOptions) -> Known:
     """The optimizer of a name in any capitals; `ConfigError` when there is none or its package is missing."""
-    typed = options.optimizer_type
+    typed = options.kind
     module, _, name = typed.rpartition(".")
     known = next((known for key, known in KNOWN.items() if key.lower() == typed.lower()), None)
     if known is None and module in MODULES:
@@ -181,7 +202,7 @@ def build(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> Optimizer:
     known = find(options)
     if "d0" in inspect.signature(known.find()).parameters and len({g.learning_rate for g in groups}) > 1:
         said = "finds one rate for everything, so LoRA+ cannot be used with it"
-        raise ConfigError([Problem("optimizer_type", said, options.optimizer_type)])
+        raise ConfigError([Problem("optimizer_type", said, options.kind)])
     params = [{"params": list(g.parameters), "lr": g.learning_rate, "name": g.name} for g in groups]
     build_it: Any = known.find()
     try:

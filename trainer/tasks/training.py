@@ -367,7 +367,7 @@ def _depends(config: TrainNetworkConfig, training_set: TrainingSet, accelerator:
     flat = config.flat()
     groups = (config.noise, config.timesteps, config.loss, config.schedule, config.adapter)
     names = (
-        *("seed", "clip_skip", "max_token_length", "weighted_captions", "optimizer_type", "mixed_precision"),
+        *("seed", "clip_skip", "max_token_length", "weighted_captions", "mixed_precision"),
         *("learning_rate", "unet_lr", "text_encoder_lr", "optimizer_args", "max_grad_norm", "prior_loss_weight"),
         *("zero_terminal_snr", *(name for group in groups for name in type(group).model_fields)),
     )
@@ -375,6 +375,7 @@ def _depends(config: TrainNetworkConfig, training_set: TrainingSet, accelerator:
     accumulated = config.length.gradient_accumulation_steps * accelerator.num_processes
     return {
         **{name: flat[name] for name in names},
+        "optimizer_type": config.optimizer.kind,
         "gradient_accumulation_steps": accumulated,
         "dataset": fingerprint_of(training_set),
     }
