@@ -163,7 +163,7 @@ def train(args: argparse.Namespace) -> None:
     path = out / f"unet{args.size}.pt"
     if args.start:
         begin_from(model, args.start, used_R)
-    elif args.size == 128:
+    elif args.size == 128 and not path.exists():
         model.load_state_dict(torch.load(out / "unet64.pt")["ema"])
     opts = OPTIMISERS[args.optimiser](model.unet, args.lr)
     params = [p for p in model.parameters() if p.requires_grad]
