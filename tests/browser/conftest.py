@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
-from playwright.sync_api import Browser, Frame, Page, Request
+from playwright.sync_api import Browser, Page
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -100,26 +100,17 @@ class Watched:
 
 
 def watch(page: Page, watched: Watched) -> None:
-    """Notes what the page says, save while it is being left: requests that a reload cuts short are no fault."""
-    leaving = False
+    page.on("console", lambda message: watched.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: watched.errors.append(str(error)))
+    page.on("request", lambda request: _note_foreign(request.url, watched))
 
-    def on_request(request: Request) -> None:
-        nonlocal leaving
-        leaving = leaving or (request.is_navigation_request() and request.frame == page.main_frame)
-        _note_foreign(request.url, watched)
 
-    def on_arrival(frame: Frame) -> None:
-        nonlocal leaving
-        leaving = leaving and frame != page.main_frame
-
-    def on_error(said: str) -> None:
-        if not leaving:
-            watched.errors.append(said)
-
-    page.on("request", on_request)
-    page.on("framenavigated", on_arrival)
-    page.on("console", lambda message: on_error(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: on_error(str(error)))
+def reload(page: Page, watched: Watched) -> None:
+    """Reload; what the thrown-away page says of its cut-off requests is not the new one's fault."""
+    assert not watched.errors, watched.errors
+    page.reload()
+    cut_off = ("AbortError", "Connection errored out", "Failed to fetch", "ERR_INCOMPLETE")
+    watched.errors[:] = [text for text in watched.errors if not any(word in text for word in cut_off)]
 
 
 def _note_foreign(url: str, watched: Watched) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PROJECT, Server
+from tests.browser.conftest import PROJECT, Server, Watched, reload
 
 QUICK = 30_000
 SLOW = 120_000
@@ -151,7 +151,7 @@ def test_slips_are_named_and_mended(page: Page, studio: Server, tmp_path: Path) 
     expect(page.locator("#ds-found")).to_contain_text("nothing at this path", timeout=QUICK)
 
 
-def test_an_identifier_is_weighed(page: Page, studio: Server, tmp_path: Path) -> None:
+def test_an_identifier_is_weighed(page: Page, studio: Server, watched: Watched, tmp_path: Path) -> None:
     folder = make(tmp_path / "p", 3, suffix="")
     opened(page, studio)
     choose(page, folder)
@@ -165,7 +165,7 @@ def test_an_identifier_is_weighed(page: Page, studio: Server, tmp_path: Path) ->
 
     # nothing of it is saved in a file, and a reload finds all of it again
     page.wait_for_function("window.studio.described().includes('class_tokens = ')", timeout=QUICK)
-    page.reload()
+    reload(page, watched)
     opened(page, studio)
     expect(box(page, "ds-words")).to_have_value("wny dog", timeout=QUICK)
     expect(box(page, "ds-source")).to_have_value(str(folder))

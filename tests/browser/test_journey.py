@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Server, Watched
+from tests.browser.conftest import Server, Watched, reload
 from tests.browser.test_run_view import RUNNING, SECONDS, step_of, wait_for_step
 from trainer.events import Step, read_events
 from trainer.run_folder import RunFolder, list_runs
@@ -76,23 +76,27 @@ def stop(page: Page) -> None:
     expect(page.locator("#run-head .rv-pill.rv-stopped")).to_be_visible(timeout=60 * SECONDS)
 
 
-def journey(page: Page, server: Server, watched: Watched) -> None:
-    """Watch a run from Start over a reload and a killed server to Stop."""
-    folder = press_start(page, server)
+def training_is_seen(page: Page) -> None:
+    """The pictures from before training, then steps, loss and log lines."""
     phase = page.locator("#run-head .rv-phase")
     expect(phase).to_contain_text("loading", timeout=60 * SECONDS)
-    # the pictures from before training, then steps, loss and log lines
     expect(page.locator("#run-samples img").first).to_be_visible(timeout=120 * SECONDS)
     wait_for_step(page, 3)
     expect(phase).to_contain_text("training")
     expect(page.locator("#run-log")).to_contain_text("loss")
     expect(page.locator("#run-chart polyline.smooth")).to_be_attached()
+
+
+def journey(page: Page, server: Server, watched: Watched) -> None:
+    """Watch a run from Start over a reload and a killed server to Stop."""
+    folder = press_start(page, server)
+    training_is_seen(page)
     page.click("#run-sample")
     expect(page.locator("#run-samples button em").nth(1)).to_contain_text("step", timeout=60 * SECONDS)
     page.click("#run-save")
     expect(page.locator("#run-notes")).to_contain_text("Last saved", timeout=60 * SECONDS)
 
-    page.reload()
+    reload(page, watched)
     expect(page.locator(RUNNING)).to_be_visible(timeout=30 * SECONDS)
     wait_for_step(page, step_of(page))
 
@@ -134,11 +138,14 @@ def go_on(page: Page, server: Server) -> None:
     stop(page)
 
 
-def test_the_example_from_start_to_stop(server: Server, page: Page, watched: Watched) -> None:
+def test_the_example_from_start_to_stop(server: Server, page: Page) -> None:
     open_form(page, server)
     expect(page.locator("#badge")).to_contain_text("Stable Diffusion 1", timeout=30 * SECONDS)
     fill(page, "max_train_epochs", 2000)
-    journey(page, server, watched)
+    press_start(page, server)
+    training_is_seen(page)
+    stop(page)
+    expect(page.locator("#run-notes")).to_contain_text("Stopped after step")
 
 
 def test_a_finished_run_hands_over_its_file(server: Server, page: Page, own_pictures: Callable[[Page], None]) -> None:

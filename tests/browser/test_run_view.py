@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from kohya_gui import runs
-from tests.browser.conftest import Server, Watched, free_port
+from tests.browser.conftest import Server, Watched, free_port, reload
 from tests.kohya_gui.writer import PROMPTS
 from trainer.run_folder import Job, RunFolder
 
@@ -139,11 +139,13 @@ def test_an_ended_run_leaves_the_page_quiet(server: Server, page: Page, start: A
     assert page.evaluate("window.changes") == 0
 
 
-def test_reload_and_a_second_tab_find_the_run(server: Server, page: Page, start: Any, browser: Browser) -> None:
+def test_reload_and_a_second_tab_find_the_run(
+    server: Server, page: Page, start: Any, browser: Browser, watched: Watched
+) -> None:
     start()
     page.goto(server.url)
     wait_for_step(page, 2)
-    page.reload()
+    reload(page, watched)
     expect(page.locator(RUNNING)).to_be_visible(timeout=20 * SECONDS)
     second = browser.new_page()
     second.goto(server.url)

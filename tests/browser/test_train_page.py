@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.conftest import PROJECT, Server, Watched, watch
+from tests.browser.conftest import PROJECT, Server, Watched, reload, watch
 
 MODEL = "pretrained_model_name_or_path"
 QUICK = 40_000
@@ -196,7 +196,7 @@ def test_what_is_typed_survives_a_reload_and_a_restarted_server(page: Page, serv
         expect(cell).to_contain_text("a red ball")
         expect(page.locator("#err-learning_rate")).to_contain_text("number", timeout=QUICK)
 
-    page.reload()
+    reload(page, watched)
     stands_again()
     server.kill()
     server.start()
@@ -206,13 +206,13 @@ def test_what_is_typed_survives_a_reload_and_a_restarted_server(page: Page, serv
     # the cards begin anew, and what they show is what a reload shows
     page.click("#card-own")
     expect(box(page, "output_name")).to_have_value("my-lora", timeout=QUICK)
-    page.reload()
+    reload(page, watched)
     expect(box(page, "output_name")).to_have_value("my-lora", timeout=SLOW)
     expect(box(page, "class_tokens")).to_have_value("")
     page.click("#card-example")
     expect(box(page, "class_tokens")).to_have_value("sks house", timeout=QUICK)
     expect(box(page, "network_dim")).to_have_value("16")
-    page.reload()
+    reload(page, watched)
     expect(box(page, "class_tokens")).to_have_value("sks house", timeout=SLOW)
 
 
