@@ -48,7 +48,7 @@ class AdapterOptions(Options):
 
     scale_weight_norms: float | None = opt(None, gt=0, label="Largest weight norm")
     """After each step no layer's change is larger than this (the norm of its matrix, alpha counted in; 1 is usual):
-    keeps a LoRA from burning in, and mixing well with others. Unset: no limit."""
+    keeps a LoRA from burning in, and lets it mix with others. Unset: no limit."""
 
     loraplus_lr_ratio: float | None = opt(None, gt=0, label="LoRA+ ratio")
     """LoRA+: the up matrices learn this many times as fast as the down matrices (16 is the paper's advice for language
