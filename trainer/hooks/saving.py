@@ -60,6 +60,16 @@ class SavingOptions(Options):
         if said := check_name(self.output_name):
             yield Problem("output_name", said, repr(self.output_name))
 
+    @property
+    def last_epoch_states(self) -> int | None:
+        """How many resume points of epoch saves are kept, None for all."""
+        return self.save_last_n_epochs_state or self.save_last_n_epochs
+
+    @property
+    def last_step_states(self) -> int | None:
+        """How many steps old a resume point of a step save may be, None for any."""
+        return self.save_last_n_steps_state or self.save_last_n_steps
+
     def epochs_between(self, num_epochs: int) -> int | None:
         """Epochs from one save to the next, None for saves at the end only."""
         if self.save_n_epoch_ratio:
@@ -186,16 +196,13 @@ class Saving(Hook):
         if due(moment, every_n_steps=options.save_every_n_steps, every_n_epochs=None) or "save" in moment.wanted:
             self._save(options.at_step(moment.step), moment, state=options.save_state)
             self._step_saves.add(moment.step, options.at_step(moment.step))
-            keep, keep_states = options.save_last_n_steps, options.save_last_n_steps_state or options.save_last_n_steps
-            self._delete(self._step_saves.models.older_than(moment.step, keep))
-            self._delete_states(self._step_saves.states.older_than(moment.step, keep_states))
+            self._delete(self._step_saves.models.older_than(moment.step, options.save_last_n_steps))
+            self._delete_states(self._step_saves.states.older_than(moment.step, options.last_step_states))
         if due(moment, every_n_steps=None, every_n_epochs=self._every_n_epochs):
             self._save(options.at_epoch(moment.epoch), moment, state=options.save_state)
             self._epoch_saves.add(moment.epoch, options.at_epoch(moment.epoch))
-            keep = options.save_last_n_epochs
-            keep_states = options.save_last_n_epochs_state or keep
-            self._delete(self._epoch_saves.models.but_last(keep))
-            self._delete_states(self._epoch_saves.states.but_last(keep_states))
+            self._delete(self._epoch_saves.models.but_last(options.save_last_n_epochs))
+            self._delete_states(self._epoch_saves.states.but_last(options.last_epoch_states))
 
     def end(self, moment: Moment, *, stopped: bool) -> None:
         """The finished model, or the resume point of a run that was asked to stop."""

@@ -163,9 +163,14 @@ def _unfit(known: Known, options: OptimizerOptions) -> str:
     if hasattr(found, "eval"):
         return "keeps other weights for training than for use, which is not told apart here yet"
     rates = {rate for name in ("denoiser", "text_encoder") if (rate := options.rate(name))}
-    if "d0" in inspect.signature(found).parameters and len(rates) > 1:
+    if _finds_one_rate(found) and len(rates) > 1:
         return "finds one rate for everything, so unet_lr and text_encoder_lr must be equal"
     return ""
+
+
+def _finds_one_rate(found: Any) -> bool:
+    """Whether an optimizer seeks the learning rate itself (D-Adaptation, Prodigy), one for all groups."""
+    return "d0" in inspect.signature(found).parameters
 
 
 def _of_torch() -> list[str]:
@@ -200,7 +205,7 @@ def build(options: OptimizerOptions, groups: Sequence[ParamGroup]) -> Optimizer:
     if problems := argument_problems(options):
         raise ConfigError(problems)
     known = find(options)
-    if "d0" in inspect.signature(known.find()).parameters and len({g.learning_rate for g in groups}) > 1:
+    if _finds_one_rate(known.find()) and len({g.learning_rate for g in groups}) > 1:
         said = "finds one rate for everything, so LoRA+ cannot be used with it"
         raise ConfigError([Problem("optimizer_type", said, options.kind)])
     params = [{"params": list(g.parameters), "lr": g.learning_rate, "name": g.name} for g in groups]

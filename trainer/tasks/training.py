@@ -114,10 +114,8 @@ def disk_problem(config: TrainNetworkConfig, schedule: Schedule, first_step: int
     plan = plan_saves(config.saving, schedule.epoch_ends, first_step=first_step, total_steps=schedule.total_steps)
     size = {"float": 4, "fp16": 2, "bf16": 2}[config.saving.save_precision or "float"] * model_bytes // 4
     saving = config.saving
-    models = _kept(saving, schedule, saving.save_last_n_epochs, saving.save_last_n_steps)
-    of_epochs = saving.save_last_n_epochs_state or saving.save_last_n_epochs
-    of_steps = saving.save_last_n_steps_state or saving.save_last_n_steps
-    states = min(len(plan.states), _kept(saving, schedule, of_epochs, of_steps))
+    models = min(len(plan.models), _kept(saving, schedule, saving.save_last_n_epochs, saving.save_last_n_steps))
+    states = min(len(plan.states), _kept(saving, schedule, saving.last_epoch_states, saving.last_step_states))
     needed = models * size + max(1, states) * model_bytes * 3
     free = host.free_bytes(config.saving.output_dir)
     if free > needed:
