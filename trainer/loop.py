@@ -203,7 +203,9 @@ def _backward(parts: Parts, batch: LoadedBatch, step: PlannedStep, micro_index: 
 
     with parts.accelerator.autocast():
         conditioning = parts.conditioning(batch)
-        prediction_BCHW = parts.family.predict(parts.method.denoiser, noisy_BCHW, timesteps_B, conditioning)
+        prediction_BCHW = parts.family.predict(
+            parts.method.denoiser, noisy_BCHW, timesteps_B, conditioning, batch.frames_B4
+        )
 
     error_BCHW = error(parts.maths.loss, parts.diffusion, prediction_BCHW, target_BCHW, timesteps_B)
     loss_B = picture_loss(error_BCHW, batch.masks_BHW) * batch.weights_B.to(device)

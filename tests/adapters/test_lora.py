@@ -66,11 +66,11 @@ def test_names_shapes_and_alphas_are_sd_scripts(tiny_folder: Path, tmp_path: Pat
 
 def test_a_real_sd_scripts_file_goes_in_and_out(tmp_path: Path) -> None:
     """On a U-Net of the sizes that the reference was trained with."""
-    from trainer.families.sd1 import UNET_BLOCKS, _paths_below
+    from trainer.families._stable_diffusion import UNET_BLOCKS, paths_below
     from trainer.formats.kohya import AdapterTarget
 
     unet = UNet2DConditionModel(block_out_channels=(32, 64, 128, 128), cross_attention_dim=64, attention_head_dim=8)
-    paths = _paths_below(unet, UNET_BLOCKS)
+    paths = paths_below(unet, UNET_BLOCKS)
     lora = Lora(AdapterOptions(network_dim=4, network_alpha=2.0), seed=0)
     lora.inject(AdapterTarget.build("denoiser", prefix="lora_unet", module=unet, paths=paths))
     theirs = {key: tensor for key, tensor in load_file(REFERENCE).items() if key.startswith("lora_unet")}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.data.conftest import noise_picture
 from tests.tasks.conftest import ENV
-from trainer.families.sd1 import BUILT_IN
+from trainer.families.components import VOCABULARY
 from trainer.tasks.dataset_report import count_tokens
 
 TOML = """
@@ -242,4 +242,4 @@ def test_five_thousand_pictures(folder: Path) -> None:
 
 
 def test_tokens_are_those_of_the_encoder() -> None:
-    assert count_tokens(BUILT_IN / "tokenizer", ["", "a cat", "shs 1girl, solo"]) == [0, 2, 5]
+    assert count_tokens(VOCABULARY, ["", "a cat", "shs 1girl, solo"]) == [0, 2, 5]

@@ -88,6 +88,15 @@ class View:
         return LatentKey(sha256, work.geometry, work.flipped, work.interpolation, work.mask == "alpha")
 
     @property
+    def frame(self) -> tuple[int, int, int, int]:
+        """The file's height and width, and the rows and columns of the scaled picture cut off above and to the left.
+
+        Of a mirrored picture: to the left after mirroring.
+        """
+        (width, height), (left, top, right, _) = self.geometry.source, self.geometry.crop
+        return height, width, top, self.geometry.resized[0] - right if self.flipped else left
+
+    @property
     def pixel_work(self) -> PixelWork:
         """What `images.load_picture` needs to know of this use."""
         sample, pictures = self.sample, self.sample.subset.pictures

@@ -65,6 +65,11 @@ class LoadedBatch:
         return [view.index for view in self.views]
 
     @property
+    def frames_B4(self) -> Tensor:
+        """Of each picture: the file's height and width, and the rows and columns cut off above and to the left."""
+        return torch.tensor([view.frame for view in self.views], dtype=torch.float32)
+
+    @property
     def keys(self) -> list[LatentKey]:
         """What LatentCache.moments asks for."""
         return [view.key for view in self.views]

@@ -19,29 +19,43 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class TextReading:
     """How captions are read. skip: the n-th layer from the end gives the states, 1 is the last; max_tokens: 75, 150 or
-    225; weighted: (brackets) weigh words, as in A1111."""
+    225; weighted: (brackets) weigh words, as in A1111; normed: the encoder's last norm is laid over the states."""
 
     skip: int = 1
     max_tokens: int = CHUNK
     weighted: bool = False
+    normed: bool = True
 
     def states(self, encoder: nn.Module, tokenizer: Any, captions: Sequence[str]) -> Tensor:
         """[B, max_tokens + 2, D]: the beginning, every token's state, the end. The encoder may be wrapped (DDP)."""
+        return self._read(encoder, tokenizer, captions)[0]
+
+    def states_and_pooled(
+        self, encoder: nn.Module, tokenizer: Any, captions: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """The states, and [B, D]: what an encoder with a projection makes of each caption's first 75 tokens as a whole."""
+        states_BLD, output = self._read(encoder, tokenizer, captions)
+        return states_BLD, output.text_embeds.unflatten(0, (len(captions), -1))[:, 0]
+
+    def _read(self, encoder: nn.Module, tokenizer: Any, captions: Sequence[str]) -> tuple[Tensor, Any]:
         read = [tokenize(text, tokenizer, max_tokens=self.max_tokens, weighted=self.weighted) for text in captions]
         model = unwrap(encoder)
         ids_RL = torch.tensor([row for tokens in read for row in tokens.ids_KL], device=model.device)
-        states_BLD = _joined(self._layer(encoder, model, ids_RL), len(captions))
-        if not self.weighted:
-            return states_BLD
-        weights_RL = torch.tensor([row for tokens in read for row in tokens.weights_KL]).to(states_BLD)
-        return states_BLD * _joined(weights_RL[..., None], len(captions))
+        output = encoder(ids_RL, output_hidden_states=self.skip > 1)
+        states_BLD = _joined(self._layer(model, output), len(captions))
+        if self.weighted:
+            weights_RL = torch.tensor([row for tokens in read for row in tokens.weights_KL]).to(states_BLD)
+            states_BLD = states_BLD * _joined(weights_RL[..., None], len(captions))
+        return states_BLD, output
 
-    def _layer(self, encoder: nn.Module, model: Any, ids_RL: Tensor) -> Tensor:
+    def _layer(self, model: Any, output: Any) -> Tensor:
+        states_RLD: Tensor
         if self.skip == 1:
-            last_RLD: Tensor = encoder(ids_RL).last_hidden_state
-            return last_RLD
-        output = encoder(ids_RL, output_hidden_states=True)
-        states_RLD: Tensor = model.final_layer_norm(output.hidden_states[-self.skip])
+            states_RLD = output.last_hidden_state
+            return states_RLD
+        states_RLD = output.hidden_states[-self.skip]
+        if self.normed:
+            states_RLD = model.final_layer_norm(states_RLD)
         if torch.is_grad_enabled():
             # the skipped layers' adapters get a gradient of 0: DDP waits for every parameter's
             states_RLD = states_RLD + 0.0 * output.last_hidden_state

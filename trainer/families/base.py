@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, H height, W width, L tokens, D width of a to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -26,6 +26,7 @@ __all__ = [
     "ModelOptions",
     "SampleRequest",
     "contradictions",
+    "doubts",
     "find_family",
     "load_family",
     "prediction_of",
@@ -73,9 +74,16 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the text encoders made of a batch of captions."""
+    """What the text encoders made of a batch of captions. pooled_BD: of each caption as a whole, where the family has
+    such a thing."""
 
     states_BLD: Tensor
+    pooled_BD: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its parts by name; `Conditioning(**tensors)` is the same again."""
+        named = {"states_BLD": self.states_BLD, "pooled_BD": self.pooled_BD}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 @dataclass(frozen=True)
@@ -99,9 +107,9 @@ class Family(ABC):
     """As `inspect_model` names it: "sd1"."""
     base_model_version: ClassVar[str]
     """kohya's `ss_base_model_version`: "sd_v1"."""
-    architecture: ClassVar[str]
+    architecture: str
     """modelspec's name: "stable-diffusion-v1"."""
-    default_resolution: ClassVar[int]
+    default_resolution: int
     """Width and height of a sample picture when the prompt names none."""
     latent_factor: ClassVar[int]
     """Pixels of a picture's side for one latent."""
@@ -136,9 +144,18 @@ class Family(ABC):
 
     @abstractmethod
     def predict(
-        self, denoiser: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning
+        self,
+        denoiser: nn.Module,
+        noisy_BCHW: Tensor,
+        timesteps_B: Tensor,
+        conditioning: Conditioning,
+        frames_B4: Tensor | None = None,
     ) -> Tensor:
-        """The model's answer (noise or velocity, see `prediction_type`), through the denoiser handed in."""
+        """The model's answer (noise or velocity, see `prediction_type`), through the denoiser handed in.
+
+        frames_B4: how each picture was framed, for families that want to know it: the file's height and width, and how
+        many rows and columns of the scaled picture were cut off above and to the left. None: whole pictures.
+        """
 
     @abstractmethod
     def sample(self, denoiser: nn.Module, text_encoders: Sequence[nn.Module], request: SampleRequest) -> Image:
@@ -156,6 +173,24 @@ class Family(ABC):
         """The parts that can train, by name: "denoiser", "text_encoder", "text_encoder_2", ..."""
         names = ["text_encoder", *(f"text_encoder_{i}" for i in range(2, len(self.text_encoders) + 1))]
         return {"denoiser": self.denoiser, **dict(zip(names, self.text_encoders, strict=False))}
+
+
+_CLIP_SKIP = {
+    "sd2": "Stable Diffusion 2 was trained with the last layer this encoder has, which programs that draw read",
+    "sdxl": "is not used: Stable Diffusion XL always reads the layer before the last",
+}
+"""What is said to someone who sets clip_skip for a family that was not trained for it."""
+
+
+def doubts(options: ModelOptions, facts: ModelFacts) -> Iterator[Problem]:
+    """What is worth a word about this model and these options, and stops nothing."""
+    if options.clip_skip is not None and facts.kind in _CLIP_SKIP:
+        said, value = _CLIP_SKIP[facts.kind], str(options.clip_skip)
+        yield Problem("clip_skip", said, value, remedy="Leave it unset", severity="warning")
+    if facts.kind == "sd2" and facts.prediction == "unknown" and not options.v_parameterization:
+        said = "the model does not say whether it predicts noise or velocity; noise is assumed"
+        remedy = "Set v_parameterization for a model made for 768 pixels"
+        yield Problem("v_parameterization", said, remedy=remedy, severity="warning")
 
 
 def contradictions(options: ModelOptions, facts: ModelFacts) -> list[Problem]:

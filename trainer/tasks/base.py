@@ -157,9 +157,11 @@ def _run(
 ) -> int:
     """The outermost frame: every error becomes an event, and only here is a bare Exception caught."""
     try:
-        for problem in run_config.warnings_of(config):
-            events.warning(problem.message, problem.option)
-        if problems := [p for p in task.check(config) if p.severity == "error"]:
+        found = [*run_config.warnings_of(config), *task.check(config)]
+        for problem in found:
+            if problem.severity == "warning":
+                events.warning(problem.message, problem.option)
+        if problems := [p for p in found if p.severity == "error"]:
             raise ConfigError(problems)
         with lock:
             task.run(config, folder, events)

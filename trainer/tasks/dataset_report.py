@@ -17,7 +17,7 @@ from trainer.data.dataset import TrainingSet
 from trainer.data.gather import survey
 from trainer.data.report import VERSION, Note, PlannedDataset, Report, captions_of, report_of, token_notes
 from trainer.errors import EXIT_CODE, Problem, TrainerError
-from trainer.families.sd1 import BUILT_IN
+from trainer.families.components import VOCABULARY
 from trainer.lazy import transformers
 from trainer.run_folder import write_atomically
 from trainer.schema import Options, opt
@@ -109,8 +109,8 @@ def _long_captions(training_set: TrainingSet, model: str | None, limit: int) -> 
 
 def tokenizer_folder(model: str | None) -> Path:
     """Where the tokenizer of a model lies: in its folder, else the one every Stable Diffusion 1 model has."""
-    own = Path(model) / "tokenizer" if model else BUILT_IN / "tokenizer"
-    return own if own.is_dir() else BUILT_IN / "tokenizer"
+    own = Path(model) / "tokenizer" if model else VOCABULARY
+    return own if own.is_dir() else VOCABULARY
 
 
 def count_tokens(folder: Path, captions: Sequence[str]) -> list[int]:

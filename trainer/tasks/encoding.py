@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +102,7 @@ def conditioning_of(
 
     def encode(caption: str) -> Mapping[str, Tensor]:
         with torch.no_grad(), accelerator.autocast():
-            made = family.encode_prompts(method.text_encoders, [caption])
-        return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+            return family.encode_prompts(method.text_encoders, [caption]).tensors()
 
     def alone(batch: LoadedBatch) -> Conditioning:
         return Conditioning(**stack([encode(caption) for caption in batch.captions]))

@@ -97,7 +97,7 @@ class Export:
             encoder_layer=config.model.clip_skip,
             extra=config.metadata.card(),
         )
-        whole = {**kohya.training_metadata(config.flat(), facts), **spec}
+        whole = {**kohya.training_metadata({**config.flat(), "v2": self._family.kind == "sd2"}, facts), **spec}
         return kohya.minimal_metadata(whole) if config.metadata.no_metadata else whole
 
     @property

@@ -12,7 +12,7 @@ from trainer.adapters.base import AdapterOptions
 from trainer.config import RunConfig, RunOptions, Slot
 from trainer.data.config import DataOptions, read_dataset
 from trainer.errors import Problem, TrainerError
-from trainer.families.base import ModelOptions, find_family, prediction_of
+from trainer.families.base import ModelOptions, doubts, find_family, prediction_of
 from trainer.hooks import resume
 from trainer.hooks.resume import ResumeOptions
 from trainer.hooks.sampling import SamplingOptions
@@ -100,7 +100,8 @@ def check(config: TrainNetworkConfig) -> list[Problem]:
 
 def _model_problems(config: TrainNetworkConfig) -> Sequence[Problem]:
     _, facts = find_family(config.model)
-    return list(prediction_problems(config.loss, prediction_of(config.model, facts)))
+    found = prediction_problems(config.loss, prediction_of(config.model, facts))
+    return [*found, *doubts(config.model, facts)]
 
 
 def _raises(read: Callable[[], object]) -> Sequence[Problem]:
