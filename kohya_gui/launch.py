@@ -60,8 +60,9 @@ def go_on(old: RunFolder, resume_point: Path, settings: Settings) -> RunFolder:
 def _prepare_rest(old: RunFolder, resume_point: Path, new: RunFolder) -> TrainNetworkConfig:
     """Write the files of a run that goes on with another: its own, with copies of what lies in the old run's folder."""
     values = read_config(old.config_file)
-    # a LoRA that the old run began from is in the resume point by now
-    values.pop("network_weights", None)
+    # the weights of a LoRA that the old run began from are in the resume point by now; its ranks may still be needed
+    if not ("dim_from_weights" in values and values["dim_from_weights"].value):
+        values.pop("network_weights", None)
     values["resume"] = Sourced(str(resume_point), "page")
     for option, before, after in (
         ("dataset_config", old.dataset_file, new.dataset_file),

@@ -44,6 +44,22 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion 2.x model, predicting velocity; do not write into it."""
+    from tests.tiny import tiny_sd2
+
+    return tiny_sd2(tmp_path_factory.mktemp("tiny") / "sd2", prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion XL model; do not write into it."""
+    from tests.tiny import tiny_sdxl
+
+    return tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One browser for all tests: playwright's synchronous interface runs once in a process."""
     from playwright.sync_api import sync_playwright

@@ -84,6 +84,8 @@ class Parts:
     maths: Maths
     max_grad_norm: float
     seed: int
+    watch: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    """Told (prediction, latents, noise, timesteps) of each micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ def _backward(parts: Parts, batch: LoadedBatch, step: PlannedStep, micro_index: 
             parts.method.denoiser, noisy_BCHW, timesteps_B, conditioning, batch.frames_B4
         )
 
+    parts.watch(prediction_BCHW, latents_BCHW, noise_BCHW, timesteps_B)
     error_BCHW = error(parts.maths.loss, parts.diffusion, prediction_BCHW, target_BCHW, timesteps_B)
     loss_B = picture_loss(error_BCHW, batch.masks_BHW) * batch.weights_B.to(device)
     loss_B = loss_B * level_weight(parts.maths.loss, parts.diffusion, timesteps_B)

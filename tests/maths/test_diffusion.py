@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.maths.diffusion import Diffusion, TimestepOptions, draw_timesteps
+from trainer.maths.diffusion import Diffusion, Prediction, ReadingCheck, TimestepOptions, draw_timesteps
 from trainer.maths.losses import LossOptions, huber_points, level_weight, prediction_problems
 from trainer.maths.noise import NoiseOptions, offset_strength, perturbed, pyramid_noise, sample_noise
 
@@ -19,8 +19,8 @@ def vector(name: str) -> torch.Tensor:
     return torch.from_numpy(VECTORS[name])
 
 
-def diffusion(prediction: str = "epsilon") -> Diffusion:
-    return Diffusion(vector("alphas_cumprod"), prediction)  # type: ignore[arg-type]
+def diffusion(prediction: Prediction = "epsilon") -> Diffusion:
+    return Diffusion(vector("alphas_cumprod"), prediction)
 
 
 def test_snr_is_the_references() -> None:
@@ -67,7 +67,7 @@ def test_v_like_loss_is_the_closed_form_and_weights_multiply() -> None:
 def test_no_weight_is_infinite_where_the_schedule_ends_in_noise(prediction: str) -> None:
     alphas = vector("ztsnr_alphas_cumprod").clone()
     alphas[-1] = 0
-    ends_in_noise = Diffusion(alphas, prediction)  # type: ignore[arg-type]
+    ends_in_noise = Diffusion(alphas, prediction)
     options = LossOptions(
         min_snr_gamma=5.0, debiased_estimation_loss=True, v_pred_like_loss=1.0, scale_v_pred_loss_like_noise_pred=True
     )
@@ -216,3 +216,24 @@ def test_options_that_change_nothing_are_problems() -> None:
 def test_an_empty_range_of_timesteps_is_a_problem() -> None:
     (problem,) = TimestepOptions(min_timestep=500, max_timestep=500).problems()
     assert problem.option == "min_timestep"
+
+
+@pytest.mark.parametrize("read_as", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_model_that_is_read_wrongly_is_noticed(read_as: Prediction, is_right: bool) -> None:
+    """A model that answers with the right thing, and with the other one, each with some error of its own."""
+    other: Prediction = "v_prediction" if read_as == "epsilon" else "epsilon"
+    read = diffusion(read_as)
+    true = read if is_right else diffusion(other)
+    said: list[str] = []
+    check = ReadingCheck(read, said.append)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        latents, noise = (torch.randn(2, 4, 8, 8, generator=draws) for _ in range(2))
+        timesteps = torch.randint(0, 1000, (2,), generator=draws)
+        answer = true.target(latents, noise, timesteps) + 0.3 * torch.randn(2, 4, 8, 8, generator=draws)
+        check(answer, latents, noise, timesteps)
+    assert len(said) == (0 if is_right else 1)
+    assert is_right or (
+        "v_parameterization" in said[0] and {"epsilon": "noise", "v_prediction": "velocity"}[other] in said[0]
+    )

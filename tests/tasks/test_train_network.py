@@ -373,8 +373,12 @@ def test_a_zero_rate_trains_only_the_other(place: Place) -> None:
 
 def test_starting_from_a_lora(place: Place) -> None:
     place.train()
-    events = place.train("--network_weights", "outputs/a.safetensors", "--max_train_steps", "1", run="b")
+    begin = ("--network_weights", "outputs/a.safetensors", "--dim_from_weights")
+    events = place.train(*begin, "--save_every_n_steps", "6", "--save_state", run="b")
     assert isinstance(events[-1], Finished)
+    rest = place.train(*begin, "--resume", "outputs/b-step00000006-state", run="c")  # ranks from the file, no weights
+    assert losses(rest) == losses(events)[6:]
+    assert same_files(place.path / "outputs" / "b.safetensors", place.path / "outputs" / "c.safetensors")
 
 
 def test_single_files_train_like_folders(place: Place) -> None:

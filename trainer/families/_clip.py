@@ -30,10 +30,8 @@ class TextReading:
         """[B, max_tokens + 2, D]: the beginning, every token's state, the end. The encoder may be wrapped (DDP)."""
         return self._read(encoder, tokenizer, captions)[0]
 
-    def states_and_pooled(
-        self, encoder: nn.Module, tokenizer: Any, captions: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
-        """The states, and [B, D]: what an encoder with a projection makes of each caption's first 75 tokens as a whole."""
+    def states_and_pooled(self, encoder: nn.Module, tokenizer: Any, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The states, and [B, D]: what an encoder with a projection makes of each caption's first 75 tokens in one."""
         states_BLD, output = self._read(encoder, tokenizer, captions)
         return states_BLD, output.text_embeds.unflatten(0, (len(captions), -1))[:, 0]
 

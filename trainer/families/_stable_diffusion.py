@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainer.errors import ConfigError, ModelError, Problem
 from trainer.families._clip import TextReading, unwrap
-from trainer.families.components import Components, config_of, read_components
 from trainer.families._samplers import build_scheduler
 from trainer.families.base import Conditioning, Family, ModelOptions, SampleRequest
+from trainer.families.components import Components, config_of, read_components
 from trainer.formats import single_file
 from trainer.formats.kohya import AdapterTarget
 from trainer.formats.model_facts import ModelFacts

@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.x (https://github.com/Stability-AI/stablediffusion): 2.0 and 2.1, base (noise) and 768 (velocity)."""
+"""Stable Diffusion 2.x, base (noise) and 768 (velocity): https://github.com/Stability-AI/stablediffusion"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.families.sd1 import StableDiffusion1
 
 
 class StableDiffusion2(StableDiffusion1):
-    """As 1.x, with OpenCLIP ViT-H: of its 24 layers diffusers' encoder has the first 23, the last one's states are read.
+    """As 1.x, with OpenCLIP ViT-H: of its 24 layers diffusers' encoder has the first 23, and the last of those is read.
 
     Nothing in a file's keys says whether it predicts noise or velocity.
     """

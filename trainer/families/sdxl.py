@@ -75,7 +75,9 @@ class StableDiffusionXL(StableDiffusion):
         """Adapter files of SDXL name the U-Net's layers as single files do."""
         paths = paths_below(self.denoiser, UNET_BLOCKS)
         names = single_file.key_map(self.kind, "unet", list(self.denoiser.state_dict()))
-        layers = {path: names[f"{path}.weight"].removeprefix(single_file.UNET).removesuffix(".weight") for path in paths}
+        layers = {
+            path: names[f"{path}.weight"].removeprefix(single_file.UNET).removesuffix(".weight") for path in paths
+        }
         return AdapterTarget(
             "denoiser", self.denoiser, {path: f"lora_unet_{layer.replace('.', '_')}" for path, layer in layers.items()}
         )

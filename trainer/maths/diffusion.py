@@ -6,8 +6,8 @@ Shapes: B picture, T timestep of the schedule, C H W latent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -73,6 +73,54 @@ class Diffusion:
         alphas_B = self.alphas_cumprod_T.to(like_BCHW.device)[timesteps_B]
         alphas_B111 = alphas_B.reshape(-1, *[1] * (like_BCHW.ndim - 1))
         return alphas_B111.sqrt().to(like_BCHW.dtype), (1 - alphas_B111).sqrt().to(like_BCHW.dtype)
+
+
+class ReadingCheck:
+    """Watches the first answers of a model for signs that it predicts the other thing: noise, or velocity.
+
+    The two differ where there is much noise. A model read rightly is nearer to its own target there by far; read
+    wrongly it trains towards grey noise, without any error.
+    """
+
+    pictures = 16
+    gives_up_after = 128
+    from_timestep = 400
+    times_nearer = 2.0
+
+    def __init__(self, diffusion: Diffusion, warn: Callable[[str], None]) -> None:
+        self._diffusion = diffusion
+        self._other = replace(diffusion, prediction=_OTHER[diffusion.prediction])
+        self._warn = warn
+        self._errors: list[tuple[float, float]] = []
+        self._left = self.gives_up_after
+
+    def __call__(self, prediction_BCHW: Tensor, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> None:
+        """Look at one micro-batch; says at most one word in a run."""
+        if self._left <= 0:
+            return
+        self._left -= len(timesteps_B)
+        noisy_B = (timesteps_B >= self.from_timestep).tolist()
+        both = []
+        for reading in (self._diffusion, self._other):
+            target_BCHW = reading.target(latents_BCHW, noise_BCHW, timesteps_B)
+            both.append((prediction_BCHW.detach() - target_BCHW).square().flatten(1).mean(1).tolist())
+        self._errors += [pair for pair, counts in zip(zip(*both, strict=True), noisy_B, strict=True) if counts]
+        if len(self._errors) < self.pictures:
+            return
+        self._left = 0
+        ours, others = (sum(errors) for errors in zip(*self._errors, strict=True))
+        if others * self.times_nearer < ours:
+            flag = (
+                "Set v_parameterization" if self._diffusion.prediction == "epsilon" else "Turn v_parameterization off"
+            )
+            self._warn(
+                f"the model is read as predicting {_WORDS[self._diffusion.prediction]}, but its answers to your "
+                f"pictures are {ours / others:.0f} times nearer to {_WORDS[self._other.prediction]}. {flag}, unless you are sure"
+            )
+
+
+_OTHER: dict[Prediction, Prediction] = {"epsilon": "v_prediction", "v_prediction": "epsilon"}
+_WORDS = {"epsilon": "noise", "v_prediction": "velocity"}
 
 
 def draw_timesteps(options: TimestepOptions, *, seed: int, epoch: int, slots: Sequence[int]) -> Tensor:

@@ -64,7 +64,7 @@ class TrainNetworkConfig(RunConfig):
             said = "cannot be used while the text encoder trains: its answers change with every step"
             name = "cache_text_encoder_outputs" + ("" if self.data.cache_text_encoder_outputs else "_to_disk")
             yield Problem(name, said, remedy="Set network_train_unet_only, or turn it off")
-        if self.resume.resume and self.adapter.network_weights:
+        if self.resume.resume and self.adapter.network_weights and not self.adapter.dim_from_weights:
             remedy = "resume goes on with a run; network_weights begins a new one from a LoRA"
             yield Problem("network_weights", "cannot go with resume", str(self.adapter.network_weights), remedy=remedy)
 

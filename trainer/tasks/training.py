@@ -23,7 +23,7 @@ from trainer.hooks.saving import Saving, SavingOptions, clash_problem, plan_save
 from trainer.hooks.tracking import Tracking
 from trainer.lazy import torch
 from trainer.loop import LengthOptions, Maths, Parts, train
-from trainer.maths.diffusion import Diffusion
+from trainer.maths.diffusion import Diffusion, ReadingCheck
 from trainer.run_folder import Request, RunFolder
 from trainer.tasks import debug_dataset
 from trainer.tasks.base import with_seed, write_record
@@ -320,10 +320,11 @@ def _build_parts(
         num_workers=config.data.max_data_loader_n_workers,
         persistent=config.data.persistent_data_loader_workers,
     )
+    diffusion = Diffusion(family.alphas_cumprod, family.prediction_type)
     return Parts(
         family=family,
         method=method,
-        diffusion=Diffusion(family.alphas_cumprod, family.prediction_type),
+        diffusion=diffusion,
         loader=loader,
         latents=latents_of(config, family, training_set, accelerator, events),
         conditioning=conditioning_of(config, family, method, captions, accelerator, events),
@@ -333,6 +334,7 @@ def _build_parts(
         maths=Maths(config.noise, config.timesteps, config.loss),
         max_grad_norm=config.optimizer.max_grad_norm,
         seed=config.length.seed or 0,
+        watch=ReadingCheck(diffusion, events.warning),
     )
 
 
