@@ -322,6 +322,7 @@ def test_class_pictures_are_drawn_as_a_run(page: Page, server: Server, tiny_fold
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_five_thousand_pictures_stay_usable(page: Page, studio: Server, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()

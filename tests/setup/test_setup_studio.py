@@ -337,8 +337,8 @@ def test_test_runs_every_check_and_passes_the_code_on(studio: Studio, capsys: py
 def test_tests_run_in_two_stages() -> None:
     commands = list(setup_studio.test_commands(Path("python")).values())
     assert commands[-2][3:5] == ["-n", "2"]
-    assert commands[-2][-4:] == ["--durations", "15", "-m", "not browser and not timing"]
-    assert commands[-1][-2:] == ["-m", "browser or timing"]
+    assert commands[-2][-4:] == ["--durations", "15", "-m", "not timing"]
+    assert commands[-1][-2:] == ["-m", "timing"]
 
 
 @pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)])
