@@ -265,7 +265,7 @@ EXAMPLE_CARD = (
     "Try the example\nA tiny model and a dozen pictures of one house are loaded. Press Start and watch it learn."
 )
 OWN_CARD = (
-    "Train on my pictures\nChoose a Stable Diffusion 1.5 model and a folder of pictures; the rest is set sensibly."
+    "Train on my pictures\nChoose a Stable Diffusion model and a folder of pictures; the rest is set sensibly."
 )
 
 

@@ -164,7 +164,7 @@ class StableDiffusion(Family):
     def _pipeline(self, unet: Any, scheduler: Any) -> Any:
         """diffusers' own, over the denoiser handed in; captions come to it encoded."""
         nothing = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-        return _pipeline_class(self.pipeline)(
+        return pipeline_class(self.pipeline)(
             vae=self.vae, unet=unet, scheduler=scheduler, requires_safety_checker=False, **nothing
         )
 
@@ -287,7 +287,7 @@ def _check_size(request: SampleRequest, factor: int) -> None:
         raise ConfigError(wrong)
 
 
-def _pipeline_class(name: str) -> Any:
+def pipeline_class(name: str) -> Any:
     """Its import makes transformers complain that torchvision is missing, which nothing here needs."""
     logger = logging.getLogger("transformers")
     level = logger.level

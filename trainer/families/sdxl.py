@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainer.families._clip import TextReading
-from trainer.families._stable_diffusion import BANG, END, UNET_BLOCKS, StableDiffusion, _pipeline_class, paths_below
+from trainer.families._stable_diffusion import BANG, END, UNET_BLOCKS, StableDiffusion, paths_below, pipeline_class
 from trainer.families.base import Conditioning, ModelOptions
-from trainer.formats import single_file
-from trainer.formats.kohya import AdapterTarget
+from trainer.formats.key_names import UNET, key_map
+from trainer.formats.kohya import AdapterTarget, lora_name
 from trainer.lazy import torch
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def _pipeline(self, unet: Any, scheduler: Any) -> Any:
         nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-        return _pipeline_class(self.pipeline)(
+        return pipeline_class(self.pipeline)(
             vae=self.vae, unet=unet, scheduler=scheduler, add_watermarker=False, **nothing
         )
 
@@ -72,12 +72,9 @@ class StableDiffusionXL(StableDiffusion):
         }
 
     def _denoiser_target(self) -> AdapterTarget:
-        """Adapter files of SDXL name the U-Net's layers as single files do."""
+        """Adapter files of this family name the U-Net's layers as single files do."""
+        places = key_map(self.kind, "unet", self.denoiser.state_dict())
+        layers = {place.keys[0]: place.name.removeprefix(UNET).removesuffix(".weight") for place in places}
         paths = paths_below(self.denoiser, UNET_BLOCKS)
-        names = single_file.key_map(self.kind, "unet", list(self.denoiser.state_dict()))
-        layers = {
-            path: names[f"{path}.weight"].removeprefix(single_file.UNET).removesuffix(".weight") for path in paths
-        }
-        return AdapterTarget(
-            "denoiser", self.denoiser, {path: f"lora_unet_{layer.replace('.', '_')}" for path, layer in layers.items()}
-        )
+        names = {path: lora_name("lora_unet", layers[f"{path}.weight"]) for path in paths}
+        return AdapterTarget("denoiser", self.denoiser, names)

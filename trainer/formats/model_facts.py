@@ -17,7 +17,7 @@ from trainer.errors import ModelError
 Layout = Literal["diffusers", "single_file"]
 Prediction = Literal["epsilon", "v_prediction", "unknown"]
 
-TRAINABLE = ("sd1",)
+TRAINABLE = ("sd1", "sd2", "sdxl")
 """Kinds that a file in trainer/families can train (a test compares); the page, which loads no family, asks here."""
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "sd1": ("unet", "vae", "text_encoder"),
@@ -72,6 +72,7 @@ class ModelFacts:
     num_tensors: int
     detail: str
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    zero_terminal_snr: bool = False
 
 
 def inspect_model(path: Path | str) -> ModelFacts:

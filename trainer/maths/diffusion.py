@@ -110,12 +110,11 @@ class ReadingCheck:
         self._left = 0
         ours, others = (sum(errors) for errors in zip(*self._errors, strict=True))
         if others * self.times_nearer < ours:
-            flag = (
-                "Set v_parameterization" if self._diffusion.prediction == "epsilon" else "Turn v_parameterization off"
-            )
+            read, other = self._diffusion.prediction, self._other.prediction
+            remedy = "Set v_parameterization" if read == "epsilon" else "Turn v_parameterization off"
             self._warn(
-                f"the model is read as predicting {_WORDS[self._diffusion.prediction]}, but its answers to your "
-                f"pictures are {ours / others:.0f} times nearer to {_WORDS[self._other.prediction]}. {flag}, unless you are sure"
+                f"the model is read as predicting {_WORDS[read]}, but its answers to your pictures are "
+                f"{ours / others:.0f} times nearer to {_WORDS[other]}. {remedy}, unless you are sure"
             )
 
 

@@ -125,7 +125,7 @@ def _output_problems(config: TrainNetworkConfig) -> list[Problem]:
 
 TASK = Task(
     name=TrainNetworkConfig.task,
-    about="Train a LoRA on a Stable Diffusion 1 model.",
+    about="Train a LoRA on a Stable Diffusion 1, 2 or XL model.",
     config=TrainNetworkConfig,
     run=run,
     check=check,
