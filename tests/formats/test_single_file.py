@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from trainer.errors import ModelError
 from trainer.families.base import ModelOptions, load_family
-from trainer.families.sd1 import BUILT_IN, StableDiffusion1
+from trainer.families.sd1 import StableDiffusion1
 from trainer.formats import single_file
+from trainer.formats.key_names import UNET
 
-KEYMAP: dict[str, Any] = json.loads(Path("tests/vectors/keymap_sd1.json").read_text())
+TEXT_ENCODER = "cond_stage_model.transformer."
 
 
 def load(path: Path, **options: Any) -> StableDiffusion1:
@@ -36,28 +37,6 @@ def file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(family: StableDiffusion1) -> Iterator[tuple[str, torch.Tensor]]:
     for name, module in (*family.components().items(), ("vae", family.vae)):
         yield from ((f"{name}.{key}", tensor) for key, tensor in module.state_dict().items())
-
-
-@pytest.mark.parametrize("component", single_file.COMPONENTS)
-def test_names_and_shapes(component: str) -> None:
-    entries = [(single, shape, *pair) for single, shape, (pair,) in KEYMAP[component]]
-    names = single_file.key_map(component, [key for _, _, key, _ in entries])
-    assert names == {key: single for single, _, key, _ in entries}
-    reshaped = {key for _, shape, key, own in entries if shape != own}
-    attention = {key for key in names if component == "vae" and single_file.is_vae_attention(key)}
-    assert reshaped == attention
-
-
-@pytest.mark.parametrize("component", single_file.COMPONENTS)
-def test_built_in_config_has_the_standard_sizes(component: str) -> None:
-    from trainer.families.sd1 import _empty
-
-    config = json.loads((BUILT_IN / component / "config.json").read_text())
-    state = _empty(component, config, "built-in").state_dict()
-    level = "text_model." if component == "text_encoder" else ""
-    assert {f"{level}{key}": list(tensor.shape) for key, tensor in state.items()} == {
-        pair[0]: pair[1] for _, _, (pair,) in KEYMAP[component]
-    }
 
 
 def test_there_and_back_is_bit_equal(tiny_folder: Path, file: Path) -> None:
@@ -97,8 +76,8 @@ def test_diffusers_reads_our_file(tiny_folder: Path, file: Path) -> None:
 def without_metadata(file: Path, goal: Path, *, old_names: bool = False) -> Path:
     tensors = load_file(file)
     if old_names:
-        level = f"{single_file.TEXT_ENCODER}text_model."
-        tensors = {key.replace(level, single_file.TEXT_ENCODER): tensor for key, tensor in tensors.items()}
+        level = f"{TEXT_ENCODER}text_model."
+        tensors = {key.replace(level, TEXT_ENCODER): tensor for key, tensor in tensors.items()}
         tensors["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
         tensors["alphas_cumprod"] = torch.zeros(1000)
     save_file(tensors, goal)
@@ -132,11 +111,11 @@ def test_missing_and_extra_tensors(file: Path, tmp_path: Path) -> None:
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     tensors = load_file(file)
-    gone = f"{single_file.UNET}out.2.bias"
+    gone = f"{UNET}out.2.bias"
     save_file({k: v for k, v in tensors.items() if k != gone}, tmp_path / "a.safetensors", metadata)
     with pytest.raises(ModelError, match=f"1 differences, the first: {gone} is missing"):
         load(tmp_path / "a.safetensors")
-    save_file({**tensors, f"{single_file.UNET}more": torch.zeros(1)}, tmp_path / "b.safetensors", metadata)
+    save_file({**tensors, f"{UNET}more": torch.zeros(1)}, tmp_path / "b.safetensors", metadata)
     with pytest.raises(ModelError, match="more is too many"):
         load(tmp_path / "b.safetensors")
 

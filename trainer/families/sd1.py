@@ -185,6 +185,7 @@ class StableDiffusion1(Family):
         """Write the whole base model as one self-describing file."""
         parts = {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoders[0]}
         return single_file.write_single_file(
+            self.kind,
             parts,
             path,
             configs={
@@ -229,16 +230,16 @@ def _from_single_file(
     facts: ModelFacts, options: ModelOptions, dtypes: Mapping[str, torch.dtype]
 ) -> tuple[dict[str, Any], dict[str, Any], Any]:
     configs, source = single_file.component_configs(
-        facts.path, model_config=options.model_config_folder, built_in=BUILT_IN
+        facts.path, facts.kind, model_config=options.model_config_folder, built_in=BUILT_IN
     )
     components = {name: _empty(name, configs[name], source) for name in dtypes}
     sizes = {
         name: {key: tuple(tensor.shape) for key, tensor in part.state_dict().items()}
         for name, part in components.items()
     }
-    single_file.check_sizes(facts.path, sizes, source=source)
+    single_file.check_sizes(facts.path, facts.kind, sizes, source=source)
     for name, part in components.items():
-        tensors = single_file.read_component(facts.path, name, sizes[name], dtypes[name])
+        tensors = single_file.read_component(facts.path, facts.kind, name, sizes[name], dtypes[name])
         part.load_state_dict(tensors, strict=True, assign=True)
         part.eval()
     scheduler_config = dict(configs["scheduler"])

@@ -19,6 +19,14 @@ Prediction = Literal["epsilon", "v_prediction", "unknown"]
 
 TRAINABLE = ("sd1",)
 """Kinds that a file in trainer/families can train (a test compares); the page, which loads no family, asks here."""
+COMPONENTS: Mapping[str, tuple[str, ...]] = {
+    "sd1": ("unet", "vae", "text_encoder"),
+    "sd2": ("unet", "vae", "text_encoder"),
+    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
+}
+"""What models of a kind are made of, by the names of diffusers' folders."""
+V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
+"""Empty tensors by which a single file says that it predicts velocity, on a schedule that ends in pure noise."""
 OPTION = "pretrained_model_name_or_path"
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
