@@ -1,4 +1,4 @@
-"""How single files of Stable Diffusion 1.x, 2.x and XL name and shape the tensors that diffusers keeps under its keys."""
+"""How single files of Stable Diffusion 1.x, 2.x and XL name and shape the tensors of diffusers' components."""
 
 from __future__ import annotations
 
