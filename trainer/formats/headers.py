@@ -97,7 +97,7 @@ def _refuse_other_content(path: Path, start: bytes, size: int) -> None:
     is_pickle = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     if (is_zip or is_pickle) and not start[8:9] == b"{":
         raise model_error(
-            f"{path} is a pickle checkpoint (.ckpt, .pt or .bin), which is not supported yet: such files can run code",
+            f"{path} is a pickle file (.ckpt, .pt or .bin) of a kind that is not read here: such files can run code",
             remedy="Convert it to .safetensors",
         )
     if start.startswith(b"GGUF"):

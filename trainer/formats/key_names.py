@@ -38,7 +38,7 @@ TRANSPOSED = Form(
 STACKED = Form(
     shape=lambda shapes: (sum(shape[0] for shape in shapes), *shapes[0][1:]),
     pack=lambda parts: torch.cat(list(parts)),
-    unpack=lambda whole, shapes: whole.split([shape[0] for shape in shapes]),
+    unpack=lambda whole, shapes: torch.split(whole, [shape[0] for shape in shapes]),
 )
 
 
