@@ -264,9 +264,7 @@ class TrainPage:
 EXAMPLE_CARD = (
     "Try the example\nA tiny model and a dozen pictures of one house are loaded. Press Start and watch it learn."
 )
-OWN_CARD = (
-    "Train on my pictures\nChoose a Stable Diffusion model and a folder of pictures; the rest is set sensibly."
-)
+OWN_CARD = "Train on my pictures\nChoose a Stable Diffusion model and a folder of pictures; the rest is set sensibly."
 
 
 def _value(update: Any) -> Any:

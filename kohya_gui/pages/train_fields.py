@@ -71,7 +71,7 @@ class TrainFields:
     def _lay_model(self) -> None:
         with gr.Column(elem_classes="section"):
             gr.HTML(_heading(1, "Base model", "what your pictures are taught to"))
-            info = f"`{MODEL}` Stable Diffusion 1, 2 or XL: a .safetensors file, or a folder in the diffusers layout"
+            info = f"`{MODEL}` Stable Diffusion 1.x, 2.x or XL: a .safetensors or .ckpt file, or a diffusers folder"
             self.model = self.form.draw(MODEL, label="Base model", info=info)
             self.badge = gr.HTML(elem_classes="note", elem_id="badge")
 

@@ -52,10 +52,9 @@ def test_built_in_configs_have_the_standard_sizes(kind: str, component: str) -> 
 
 
 def test_forms_lose_nothing() -> None:
-    encoder = transformers.CLIPTextModelWithProjection(
-        transformers.CLIPTextConfig(vocab_size=9, hidden_size=4, intermediate_size=8, num_hidden_layers=1,
-                                    num_attention_heads=2, projection_dim=6)
-    )  # fmt: skip
+    sizes = {"vocab_size": 9, "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1, "projection_dim": 6}
+    config = transformers.CLIPTextConfig(num_attention_heads=2, **sizes)
+    encoder = transformers.CLIPTextModelWithProjection(config)
     state = encoder.state_dict()
     packed = {}
     for place in key_map("sdxl", "text_encoder_2", state):

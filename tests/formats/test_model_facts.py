@@ -8,20 +8,47 @@ import pickle
 import struct
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer.errors import ModelError
-from trainer.formats.model_facts import TRAINABLE, fingerprint, identify, inspect_model, kohya_model_hashes, read_header
+from trainer.formats.model_facts import (
+    CONFIGS_KEY,
+    TRAINABLE,
+    fingerprint,
+    identify,
+    inspect_model,
+    kohya_model_hashes,
+    read_header,
+    weight_files,
+)
 
 SD1_KEYS = {
     "model.diffusion_model.input_blocks.0.0.weight": [320, 4, 3, 3],
     "first_stage_model.encoder.conv_in.weight": [2],
     "cond_stage_model.transformer.text_model.final_layer_norm.weight": [2],
 }
+SD2_KEYS = {
+    "model.diffusion_model.input_blocks.0.0.weight": [320, 4, 3, 3],
+    "first_stage_model.encoder.conv_in.weight": [2],
+    "cond_stage_model.model.ln_final.weight": [2],
+}
+SDXL_KEYS = {
+    "model.diffusion_model.input_blocks.0.0.weight": [320, 4, 3, 3],
+    "model.diffusion_model.label_emb.0.0.weight": [2, 2816],
+    "first_stage_model.encoder.conv_in.weight": [2],
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": [2],
+    "conditioner.embedders.1.model.ln_final.weight": [2],
+}
+REFINER_KEYS = {
+    "model.diffusion_model.input_blocks.0.0.weight": [384, 4, 3, 3],
+    "model.diffusion_model.label_emb.0.0.weight": [2, 2560],
+    "first_stage_model.encoder.conv_in.weight": [2],
+    "conditioner.embedders.0.model.ln_final.weight": [2],
+}
+COMPLETE = {"sd1": SD1_KEYS, "sd2": SD2_KEYS, "sdxl": SDXL_KEYS}
 
 
 def write(path: Path, shapes: dict[str, list[int]], *, metadata: dict[str, str] | None = None, cut: int = 0) -> Path:
@@ -58,17 +85,101 @@ def test_folder(tiny_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "kind"),
+    ("kind", "detail"),
+    [("sd1", "Stable Diffusion 1.x"), ("sd2", "Stable Diffusion 2.x"), ("sdxl", "Stable Diffusion XL")],
+)
+def test_kinds(tmp_path: Path, kind: str, detail: str) -> None:
+    facts = inspect_model(write(tmp_path / "m.safetensors", COMPLETE[kind]))
+    assert (facts.kind, facts.detail, facts.prediction) == (kind, detail, "unknown")
+    assert not facts.zero_terminal_snr
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "words"),
     [
-        ({"conditioner.embedders.1.model.ln_final.weight": [2]}, "sdxl"),
-        ({"cond_stage_model.model.ln_final.weight": [2]}, "sd2"),
+        (REFINER_KEYS, "sdxl_refiner", "is the Stable Diffusion XL refiner"),
+        ({k: v for k, v in REFINER_KEYS.items() if "model.diffusion" in k}, "sdxl_refiner", "refiner"),
+        ({"model.diffusion_model.double_blocks.0.x": [2]}, "flux", "is FLUX"),
+        ({"model.diffusion_model.joint_blocks.0.x": [2]}, "sd3", "is Stable Diffusion 3"),
     ],
 )
-def test_other_kinds_are_named_and_refused(tmp_path: Path, extra: dict[str, list[int]], kind: str) -> None:
-    path = write(tmp_path / "m.safetensors", {**SD1_KEYS, **extra})
+def test_other_kinds_are_named_and_refused(tmp_path: Path, keys: dict[str, list[int]], kind: str, words: str) -> None:
+    path = write(tmp_path / "m.safetensors", keys)
     assert identify(path).kind == kind
-    with pytest.raises(ModelError, match="is Stable Diffusion (XL|2.x), which this version cannot train yet"):
+    with pytest.raises(ModelError, match=f"{words}.*, which this version cannot train yet.* 1.x, 2.x or XL"):
         inspect_model(path)
+
+
+@pytest.mark.parametrize("kind", COMPLETE)
+@pytest.mark.parametrize(
+    ("channels", "name", "words"),
+    [(9, "inpainting", "inpainting model"), (5, "depth", "depth model"), (6, "variant", "reads 6 channels")],
+)
+def test_variants_are_named_and_refused(tmp_path: Path, kind: str, channels: int, name: str, words: str) -> None:
+    keys = {**COMPLETE[kind], "model.diffusion_model.input_blocks.0.0.weight": [320, channels, 3, 3]}
+    path = write(tmp_path / "m.safetensors", keys)
+    facts = identify(path)
+    assert facts.kind == f"{kind}_{name}"
+    assert facts.detail.startswith(f"a {identify(write(tmp_path / 'n', COMPLETE[kind])).detail} ")
+    with pytest.raises(ModelError, match=f"{words}, which this version cannot train"):
+        inspect_model(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gone", "words"),
+    [
+        ("sd1", "first_stage", "Stable Diffusion 1.x U-Net but no VAE"),
+        ("sd2", "first_stage", "Stable Diffusion 2.x U-Net but no VAE"),
+        ("sdxl", "embedders.0", "Stable Diffusion XL U-Net but no first text encoder"),
+        ("sdxl", "embedders.1", "but no second text encoder"),
+        ("sdxl", "conditioner", "but no first text encoder and no second text encoder"),
+        ("sdxl", "first_stage", "but no VAE"),
+    ],
+)
+def test_incomplete_files(tmp_path: Path, kind: str, gone: str, words: str) -> None:
+    keys = {key: shape for key, shape in COMPLETE[kind].items() if gone not in key}
+    with pytest.raises(ModelError, match=f"{words}.*Give a complete checkpoint"):
+        inspect_model(write(tmp_path / "m.safetensors", keys))
+
+
+def test_a_bare_unet_is_told_by_its_context(tmp_path: Path) -> None:
+    context = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    for width, words in ((768, "1.x"), (1024, "2.x")):
+        keys = {"model.diffusion_model.input_blocks.0.0.weight": [320, 4, 3, 3], context: [320, width]}
+        with pytest.raises(ModelError, match=f"Stable Diffusion {words} U-Net but no text encoder and no VAE"):
+            inspect_model(write(tmp_path / "m.safetensors", keys))
+
+
+@pytest.mark.parametrize(
+    ("stated", "marks", "prediction", "zero_snr"),
+    [
+        ("", (), "unknown", False),
+        ("epsilon", (), "epsilon", False),
+        ("v", (), "v_prediction", False),
+        ("", ("v_pred",), "v_prediction", False),
+        ("epsilon", ("v_pred", "ztsnr"), "v_prediction", True),
+    ],
+)
+def test_prediction(tmp_path: Path, stated: str, marks: tuple[str, ...], prediction: str, zero_snr: bool) -> None:
+    """The marks are empty tensors; metadata that says otherwise was copied along from another file."""
+    metadata = {"modelspec.prediction_type": stated} if stated else None
+    keys = {**SDXL_KEYS, **{mark: [0] for mark in marks}}
+    facts = inspect_model(write(tmp_path / "m.safetensors", keys, metadata=metadata))
+    assert (facts.prediction, facts.zero_terminal_snr) == (prediction, zero_snr)
+
+
+@pytest.mark.parametrize(
+    ("configs", "zero_snr"),
+    [
+        ('{"scheduler": {"rescale_betas_zero_snr": true}}', True),
+        ('{"scheduler": 1}', False),
+        ("[", False),
+        ("1", False),
+    ],
+)
+def test_our_own_files_say_their_schedule(tmp_path: Path, configs: str, zero_snr: bool) -> None:
+    file = write(tmp_path / "m.safetensors", SD1_KEYS, metadata={CONFIGS_KEY: configs})
+    assert identify(file).zero_terminal_snr is zero_snr
 
 
 def test_trainable_kinds_are_the_families() -> None:
@@ -76,11 +187,6 @@ def test_trainable_kinds_are_the_families() -> None:
     from trainer.families.base import Family
 
     assert sorted(TRAINABLE) == list(plugins.discover("trainer.families", Family))
-
-
-def test_inpainting_is_named(tmp_path: Path) -> None:
-    keys = {**SD1_KEYS, "model.diffusion_model.input_blocks.0.0.weight": [320, 9, 3, 3]}
-    assert identify(write(tmp_path / "m.safetensors", keys)).kind == "sd1_inpainting"
 
 
 def broken(path: Path, content: bytes, message: str) -> None:
@@ -149,10 +255,7 @@ def test_header_is_no_json(tmp_path: Path) -> None:
 
 
 def test_pickle(tmp_path: Path) -> None:
-    broken(tmp_path / "m.ckpt", pickle.dumps({"state_dict": 1}), "pickle.*not supported yet.*Convert")
-    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
-        archive.writestr("archive/data.pkl", b"x")
-    broken(tmp_path / "m.safetensors", (tmp_path / "zip").read_bytes(), "pickle")
+    broken(tmp_path / "m.ckpt", pickle.dumps({"state_dict": 1}), "is a pickle file.*not read here.*Convert")
 
 
 def test_lora_is_no_base_model() -> None:
@@ -173,10 +276,6 @@ def test_parts_are_no_model(tmp_path: Path) -> None:
 def test_folder_problems(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model_index.json"):
         inspect_model(tmp_path)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
-    assert identify(tmp_path).kind == "sdxl"
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(ModelError, match="lacks unet/config.json"):
         inspect_model(tmp_path)
@@ -188,6 +287,34 @@ def test_folder_problems(tmp_path: Path) -> None:
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_text("x")
     with pytest.raises(ModelError, match="pickle weights"):
         inspect_model(tmp_path)
+
+
+def test_folders_of_other_kinds(tmp_path: Path) -> None:
+    from tests.tiny import tiny_sd2, tiny_sdxl
+
+    sd2 = inspect_model(tiny_sd2(tmp_path / "sd2", prediction_type="v_prediction"))
+    assert (sd2.kind, sd2.detail, sd2.prediction) == ("sd2", "Stable Diffusion 2.x", "v_prediction")
+    folder = tiny_sdxl(tmp_path / "sdxl")
+    sdxl = inspect_model(folder)
+    assert (sdxl.kind, sdxl.prediction, sdxl.zero_terminal_snr) == ("sdxl", "epsilon", False)
+    weights = folder / "text_encoder_2" / "model.safetensors"
+    assert weights in weight_files(folder) and len(weight_files(folder)) == 4
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}))
+    facts = inspect_model(folder)
+    assert (facts.prediction, facts.zero_terminal_snr) == ("v_prediction", True)
+    weights.unlink()
+    with pytest.raises(ModelError, match="text_encoder_2 has no weights"):
+        inspect_model(folder)
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps({**unet, "in_channels": 9}))
+    with pytest.raises(ModelError, match="is a Stable Diffusion XL inpainting model, which this version cannot train"):
+        inspect_model(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    refiner = {**index, "_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(refiner))
+    with pytest.raises(ModelError, match="is the Stable Diffusion XL refiner, which"):
+        inspect_model(folder)
 
 
 def test_fingerprint_and_hashes(tmp_path: Path, tiny_folder: Path) -> None:

@@ -126,5 +126,7 @@ def test_half_precision_and_prediction(tmp_path: Path) -> None:
     half = family.save_single_file(tmp_path / "v.safetensors", precision="fp16")
     again = load(half)
     assert again.prediction_type == again.facts.prediction == "v_prediction"
+    for (name, ours), (_, theirs) in zip(weights(family), weights(again), strict=True):
+        assert torch.equal(ours.half().float(), theirs), name
     assert half.stat().st_size < 0.52 * sum(t.nbytes for _, t in weights(family))
     assert again.denoiser.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""How single files of Stable Diffusion 1.x, 2.x and XL name and shape the tensors that diffusers keeps under its keys."""
+"""How single files of Stable Diffusion 1.x, 2.x and XL name and shape the tensors of diffusers' components."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TRANSPOSED = Form(
 STACKED = Form(
     shape=lambda shapes: (sum(shape[0] for shape in shapes), *shapes[0][1:]),
     pack=lambda parts: torch.cat(list(parts)),
-    unpack=lambda whole, shapes: whole.split([shape[0] for shape in shapes]),
+    unpack=lambda whole, shapes: torch.split(whole, [shape[0] for shape in shapes]),
 )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,6 +11,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import ModelError
+from trainer.formats.checkpoint import read_tensors
+from trainer.formats.headers import Header, TensorInfo, model_error, read_header
+
+__all__ = [
+    "COMPONENTS",
+    "CONFIGS_KEY",
+    "TRAINABLE",
+    "V_MARK",
+    "ZERO_SNR_MARK",
+    "ModelFacts",
+    "fingerprint",
+    "identify",
+    "inspect_model",
+    "kohya_model_hashes",
+    "legacy_hash",
+    "read_header",
+    "sha256_file",
+    "weight_files",
+]
 
 Layout = Literal["diffusers", "single_file"]
 Prediction = Literal["epsilon", "v_prediction", "unknown"]
@@ -25,44 +42,16 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
 }
 """What models of a kind are made of, by the names of diffusers' folders."""
+CONFIGS_KEY = "trainer.component_configs"
+"""Metadata key under which our single files keep the JSON configs of their components and of the scheduler."""
 V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"
 """Empty tensors by which a single file says that it predicts velocity, on a schedule that ends in pure noise."""
-OPTION = "pretrained_model_name_or_path"
-MAX_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors library itself."""
-DTYPE_BITS: Mapping[str, int] = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
-    **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    "F4": 4,
-}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor as the header describes it; start and end are file offsets."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class SafetensorsHeader:
-    """A safetensors file without its numbers."""
-
-    tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, str]
-    header_bytes: int
-    size_bytes: int
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model is. detail: in words for people, "Stable Diffusion 1.x"."""
+    """What a model is. detail: in words for people, "Stable Diffusion 1.x"; zero_terminal_snr: it says that its noise
+    schedule ends in pure noise."""
 
     path: Path
     kind: str
@@ -79,9 +68,7 @@ def inspect_model(path: Path | str) -> ModelFacts:
     """What the model at `path` is, by content; ModelError when it is nothing a training can start from."""
     facts = identify(path)
     if facts.kind not in TRAINABLE:
-        raise _error(
-            f"{path} is {facts.detail}, which this version cannot train yet", remedy="Give a Stable Diffusion 1.x model"
-        )
+        raise model_error(f"{path} is {facts.detail}, which this version cannot train yet", remedy=_GIVE)
     return facts
 
 
@@ -89,48 +76,24 @@ def identify(path: Path | str) -> ModelFacts:
     """What any base model is, trainable or not; ModelError for what is broken or no base model."""
     path = Path(path)
     if not path.exists():
-        raise _error(f"{path} does not exist", remedy="Give the path of a .safetensors file or of a diffusers folder")
+        raise model_error(
+            f"{path} does not exist", remedy="Give the path of a .safetensors file or of a diffusers folder"
+        )
     if path.is_dir():
         return _inspect_folder(path)
-    header = read_header(path)
+    header = read_tensors(path)
     kind, detail = _kind_of_keys(path, header)
     return ModelFacts(
         path=path,
         kind=kind,
-        prediction=_single_file_prediction(kind, header.metadata),
+        prediction=_stated_prediction(header),
         layout="single_file",
         size_bytes=header.size_bytes,
         num_tensors=len(header.tensors),
         detail=detail,
         metadata=header.metadata,
+        zero_terminal_snr=ZERO_SNR_MARK in header.tensors or _has_zero_snr(_own_scheduler(header.metadata)),
     )
-
-
-def read_header(path: Path) -> SafetensorsHeader:
-    """The header of a safetensors file, every offset checked against the file's size; ModelError when it is broken."""
-    if not path.is_file():
-        raise _error(f"{path} is missing", remedy="Download it again")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(1024)
-        _refuse_other_content(path, start, size)
-        length = struct.unpack("<Q", start[:8])[0]
-        if length > MAX_HEADER_BYTES:
-            raise _error(
-                f"{path} is no safetensors file: its header claims {length:,} bytes (the file has {size:,})",
-                remedy="Download it again, or convert it to .safetensors",
-            )
-        if 8 + length > size:
-            raise _error(
-                f"{path} is cut short: its header needs {8 + length:,} bytes, the file has {size:,}",
-                remedy="Download it again",
-            )
-        file.seek(8)
-        raw = file.read(length)
-    entries, metadata = _parse_header(path, raw)
-    tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in entries.items()}
-    _check_layout(path, tensors, 8 + length, size)
-    return SafetensorsHeader(tensors=tensors, metadata=metadata, header_bytes=8 + length, size_bytes=size)
 
 
 def fingerprint(path: Path) -> str:
@@ -175,133 +138,96 @@ def legacy_hash(excerpt: bytes) -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a diffusers folder, as far as a model is made of them, sorted."""
-    found = {component: _component_weights(folder / component) for component in ("unet", "vae", "text_encoder")}
-    return sorted(file for files in found.values() for file in files)
-
-
-# ---------------------------------------------------------------- content that is no safetensors file
-
-
-def _error(message: str, *, remedy: str = "") -> ModelError:
-    return ModelError(message, option=OPTION, remedy=remedy)
-
-
-def _refuse_other_content(path: Path, start: bytes, size: int) -> None:
-    if size == 0:
-        raise _error(f"{path} is empty (0 bytes)", remedy="Download it again")
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        raise _error(
-            f"{path} looks like an HTML page ({size:,} bytes), not a model: did the download fail?",
-            remedy="Download it again; some sites want you to be signed in",
-        )
-    if text.startswith(b"version https://git-lfs"):
-        raise _error(
-            f"{path} is a Git LFS pointer ({size:,} bytes), not the model itself",
-            remedy="Run git lfs pull, or download it",
-        )
-    is_zip = start.startswith(b"PK\x03\x04")
-    is_pickle = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    if (is_zip or is_pickle) and not start[8:9] == b"{":
-        raise _error(
-            f"{path} is a pickle checkpoint (.ckpt, .pt or .bin), which is not supported yet: such files can run code",
-            remedy="Convert it to .safetensors",
-        )
-    if start.startswith(b"GGUF"):
-        raise _error(f"{path} is a GGUF file, which cannot be trained", remedy="Use the original .safetensors model")
-    if size < 9:
-        raise _error(f"{path} is cut short: {size} bytes cannot hold a model", remedy="Download it again")
-
-
-def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        entries = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _error(f"{path} is no safetensors file: its header cannot be read ({error})") from error
-    if not isinstance(entries, dict):
-        raise _error(f"{path} is no safetensors file: its header is no table")
-    metadata = entries.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise _error(f"{path} is damaged: its metadata is no table", remedy="Download it again")
-    return entries, {str(key): str(value) for key, value in metadata.items()}
-
-
-def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> TensorInfo:
-    try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        start, end = (int(n) for n in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _error(f"{path} is damaged: the header's entry of {name} makes no sense ({error})") from error
-    if dtype not in DTYPE_BITS:
-        raise _error(f"{path}: {name} has the unknown number type {dtype}")
-    if data_start + end > size:
-        raise _error(
-            f"{path} is cut short: {name} ends at byte {data_start + end:,}, the file has {size:,}",
-            remedy="Download it again",
-        )
-    needed = math.prod(shape) * DTYPE_BITS[dtype] // 8
-    if start < 0 or min(shape, default=0) < 0 or end - start != needed:
-        raise _error(
-            f"{path} is damaged: {name} {list(shape)} {dtype} needs {needed:,} bytes, its header says {end - start:,}",
-            remedy="Download it again",
-        )
-    return TensorInfo(dtype=dtype, shape=shape, start=data_start + start, end=data_start + end)
-
-
-def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
-    """Tensors must lie side by side and fill the file, as the format demands."""
-    if not tensors:
-        raise _error(f"{path} holds no tensors")
-    reached, before = data_start, ""
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
-        if info.start != reached:
-            what = "overlaps" if info.start < reached else "leaves a gap after"
-            raise _error(f"{path} is damaged: {name} {what} {before or 'the header'}", remedy="Download it again")
-        reached, before = info.end, name
-    if reached != size:
-        raise _error(f"{path} is damaged: {size - reached:,} bytes follow the last tensor", remedy="Download it again")
+    names = dict.fromkeys(name for components in COMPONENTS.values() for name in components)
+    return sorted(file for name in names for file in _component_weights(folder / name))
 
 
 # ---------------------------------------------------------------- which model the keys are
 
+_GIVE = "Give a Stable Diffusion 1.x, 2.x or XL base model"
+_NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+_VARIANTS = {
+    5: ("depth", "depth model"),
+    7: ("upscaler", "upscaler"),
+    8: ("instruct", "model that edits by instruction (InstructPix2Pix)"),
+    9: ("inpainting", "inpainting model"),
+}
+"""What a U-Net that reads more than the 4 channels of noisy latents belongs to."""
+_REFINER = ("sdxl_refiner", "the Stable Diffusion XL refiner")
 _LORA_MARKS = (".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".hada_w1_a", ".lokr_w1")
 _SD_UNET = "model.diffusion_model.input_blocks.0.0.weight"
-_CROSS_ATTENTION = "attn2.to_k.weight"
+_XL_SIZES = "model.diffusion_model.label_emb.0.0.weight"
+_REFINER_SIZES = 2560
+_CONTEXT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+_SD2_CONTEXT = 1024
+_VAE_PART = ("VAE", "first_stage_model.")
+_PARTS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "sd1": (("text encoder", "cond_stage_model."), _VAE_PART),
+    "sd2": (("text encoder", "cond_stage_model.model."), _VAE_PART),
+    "sdxl": (
+        ("first text encoder", "conditioner.embedders.0."),
+        ("second text encoder", "conditioner.embedders.1."),
+        _VAE_PART,
+    ),
+}
+"""What a complete single file holds besides its U-Net."""
 
 
-def _kind_of_keys(path: Path, header: SafetensorsHeader) -> tuple[str, str]:
+def _kind_of_keys(path: Path, header: Header) -> tuple[str, str]:
     """(kind, detail) of a single file; raises for files that are no whole model."""
     keys = header.tensors
     if any(key.endswith(mark) or mark in key for key in keys for mark in _LORA_MARKS):
-        raise _error(
+        raise model_error(
             f"{path} is a LoRA (or alike), not a base model", remedy="To go on training it, give it as network_weights"
         )
     if set(keys) <= {"emb_params", "clip_l", "clip_g", "string_to_param"}:
-        raise _error(f"{path} is a textual-inversion embedding, not a base model")
+        raise model_error(f"{path} is a textual-inversion embedding, not a base model")
     if _SD_UNET in keys:
         return _kind_of_sd(path, keys)
     if any(key.startswith(("double_blocks.", "model.diffusion_model.double_blocks.")) for key in keys):
         return "flux", "FLUX"
     if any("joint_blocks." in key for key in keys):
         return "sd3", "Stable Diffusion 3"
-    raise _error(f"{path} is no model known here; {_some(keys)}", remedy="Give a Stable Diffusion 1.x model")
+    raise model_error(f"{path} is no model known here; {_some(keys)}", remedy=_GIVE)
 
 
 def _kind_of_sd(path: Path, keys: Mapping[str, TensorInfo]) -> tuple[str, str]:
-    in_channels = keys[_SD_UNET].shape[1:2]
-    has_first_stage = any(key.startswith("first_stage_model.") for key in keys)
-    if any(key.startswith("conditioner.embedders.1.") for key in keys) or (
-        "model.diffusion_model.label_emb.0.0.weight" in keys
-    ):
-        return "sdxl", "Stable Diffusion XL"
+    kind = _sd_family(keys)
+    first_layer = keys[_SD_UNET].shape
+    if kind == "sdxl" and _is_refiner(keys):
+        return _REFINER
+    if variant := _variant(kind, first_layer[1] if len(first_layer) == 4 else 4):
+        return variant
+    if missing := [words for words, prefix in _PARTS[kind] if not any(key.startswith(prefix) for key in keys)]:
+        raise model_error(
+            f"{path} holds a {_NAMES[kind]} U-Net but no {' and no '.join(missing)}",
+            remedy="Give a complete checkpoint",
+        )
+    return kind, _NAMES[kind]
+
+
+def _sd_family(keys: Mapping[str, TensorInfo]) -> str:
+    if _XL_SIZES in keys or any(key.startswith("conditioner.embedders.") for key in keys):
+        return "sdxl"
     if any(key.startswith("cond_stage_model.model.") for key in keys):
-        return "sd2", "Stable Diffusion 2.x"
-    if in_channels == (9,):
-        return "sd1_inpainting", "a Stable Diffusion 1.x inpainting model"
-    if not any(key.startswith("cond_stage_model.") for key in keys) or not has_first_stage:
-        missing = "VAE" if not has_first_stage else "text encoder"
-        raise _error(f"{path} holds a Stable Diffusion U-Net but no {missing}", remedy="Give a complete checkpoint")
-    return "sd1", "Stable Diffusion 1.x"
+        return "sd2"
+    is_bare = not any(key.startswith("cond_stage_model.") for key in keys)
+    return "sd2" if is_bare and _CONTEXT in keys and keys[_CONTEXT].shape[1:] == (_SD2_CONTEXT,) else "sd1"
+
+
+def _is_refiner(keys: Mapping[str, TensorInfo]) -> bool:
+    """Its only text encoder is the base model's second, and its sizes say nothing of a crop's target."""
+    if any(key.startswith("conditioner.embedders.0.model.") for key in keys):
+        return True
+    return _XL_SIZES in keys and keys[_XL_SIZES].shape[1:] == (_REFINER_SIZES,)
+
+
+def _variant(kind: str, in_channels: Any) -> tuple[str, str] | None:
+    """(kind, detail) of a model whose U-Net reads more than noisy latents."""
+    if in_channels == 4:
+        return None
+    name, words = _VARIANTS.get(in_channels, ("variant", f"variant whose U-Net reads {in_channels} channels"))
+    return f"{kind}_{name}", f"a {_NAMES[kind]} {words}"
 
 
 def _some(keys: Iterable[str]) -> str:
@@ -309,16 +235,34 @@ def _some(keys: Iterable[str]) -> str:
     return f"it holds {len(names)} tensors such as {', '.join(names[:3])}"
 
 
-def _single_file_prediction(kind: str, metadata: Mapping[str, str]) -> Prediction:
-    stated = metadata.get("modelspec.prediction_type", "")
-    if stated in ("epsilon", "e"):
-        return "epsilon"
-    if stated in ("v", "v_prediction"):
+def _stated_prediction(header: Header) -> Prediction:
+    """The empty tensor comes first: programs that draw pictures go by it, and metadata is easily copied along."""
+    if V_MARK in header.tensors:
         return "v_prediction"
-    return "unknown"
+    stated = header.metadata.get("modelspec.prediction_type", "")
+    known: Mapping[str, Prediction] = {"v": "v_prediction", "v_prediction": "v_prediction"}
+    return {**known, "epsilon": "epsilon", "e": "epsilon"}.get(stated, "unknown")
+
+
+def _own_scheduler(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """The scheduler's config in a file that we wrote; what is unreadable there is refused when the model loads."""
+    try:
+        scheduler = json.loads(metadata.get(CONFIGS_KEY, "{}")).get("scheduler", {})
+    except (ValueError, AttributeError):
+        return {}
+    return scheduler if isinstance(scheduler, dict) else {}
+
+
+def _has_zero_snr(scheduler: Mapping[str, Any]) -> bool:
+    return scheduler.get("rescale_betas_zero_snr") is True
 
 
 # ---------------------------------------------------------------- diffusers folders
+
+
+_PIPELINES = {
+    f"StableDiffusion{task}Pipeline" for task in ("", "Img2Img", "Inpaint", "Depth2Img", "InstructPix2Pix", "Upscale")
+}
 
 
 def _inspect_folder(folder: Path) -> ModelFacts:
@@ -327,7 +271,7 @@ def _inspect_folder(folder: Path) -> ModelFacts:
     )
     kind, detail = _kind_of_pipeline(folder, index)
     size = num_tensors = 0
-    for component in (name for name in ("unet", "vae", "text_encoder") if kind == "sd1"):
+    for component in COMPONENTS.get(kind, ()):
         _read_json(folder / component / "config.json", missing=f"{folder} lacks {component}/config.json")
         files = _component_weights(folder / component)
         if not files:
@@ -335,9 +279,11 @@ def _inspect_folder(folder: Path) -> ModelFacts:
         headers = [read_header(file) for file in files]
         size += sum(header.size_bytes for header in headers)
         num_tensors += sum(len(header.tensors) for header in headers)
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    stated = _read_json(scheduler, missing=f"{folder} lacks scheduler/scheduler_config.json").get("prediction_type")
-    prediction: Prediction = "v_prediction" if stated == "v_prediction" else "epsilon"
+    scheduler = _read_json(
+        folder / "scheduler" / "scheduler_config.json", missing=f"{folder} lacks scheduler/scheduler_config.json"
+    )
+    # where a scheduler's config says nothing, diffusers takes epsilon
+    prediction: Prediction = "v_prediction" if scheduler.get("prediction_type") == "v_prediction" else "epsilon"
     return ModelFacts(
         path=folder,
         kind=kind,
@@ -346,27 +292,27 @@ def _inspect_folder(folder: Path) -> ModelFacts:
         size_bytes=size,
         num_tensors=num_tensors,
         detail=detail,
+        zero_terminal_snr=_has_zero_snr(scheduler),
     )
 
 
 def _kind_of_pipeline(folder: Path, index: Mapping[str, Any]) -> tuple[str, str]:
     name = str(index.get("_class_name", ""))
-    if name.startswith("StableDiffusionXL"):
-        return "sdxl", "Stable Diffusion XL"
     if name.startswith("StableDiffusion3"):
         return "sd3", "Stable Diffusion 3"
     if name.startswith("Flux"):
         return "flux", "FLUX"
-    if name not in ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionImg2ImgPipeline"):
-        raise _error(f"{folder} is a {name or 'nameless pipeline'}, no model known here")
+    if not (name in _PIPELINES or name.startswith("StableDiffusionXL")):
+        raise model_error(f"{folder} is a {name or 'nameless pipeline'}, no model known here", remedy=_GIVE)
+    is_xl = name.startswith("StableDiffusionXL")
+    if is_xl and "text_encoder" in index and not any(index["text_encoder"] or ()):
+        return _REFINER
     unet = _read_json(folder / "unet" / "config.json", missing=f"{folder} lacks unet/config.json")
     encoder = _read_json(folder / "text_encoder" / "config.json", missing=f"{folder} lacks text_encoder/config.json")
-    if unet.get("in_channels") == 9:
-        return "sd1_inpainting", "a Stable Diffusion 1.x inpainting model"
     # SD2's OpenCLIP encoder uses gelu and linear projections, SD1's CLIP quick_gelu and 1x1 convolutions
-    if unet.get("use_linear_projection") or encoder.get("hidden_act") == "gelu":
-        return "sd2", "Stable Diffusion 2.x"
-    return "sd1", "Stable Diffusion 1.x"
+    is_sd2 = unet.get("use_linear_projection") or encoder.get("hidden_act") == "gelu"
+    kind = "sdxl" if is_xl else "sd2" if is_sd2 else "sd1"
+    return _variant(kind, unet.get("in_channels", 4)) or (kind, _NAMES[kind])
 
 
 def _component_weights(folder: Path) -> list[Path]:
@@ -385,21 +331,23 @@ def _component_weights(folder: Path) -> list[Path]:
 def _missing_weights(folder: Path) -> ModelError:
     others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".ckpt", ".safetensors"))
     if any(name.endswith(".bin") for name in others):
-        return _error(
+        return model_error(
             f"{folder} holds only {', '.join(others)}: pickle weights are not supported yet",
             remedy="Convert the folder to .safetensors",
         )
     found = f" (it holds {', '.join(others)})" if others else ""
-    return _error(f"{folder} has no weights: no .safetensors file of the usual name{found}", remedy="Download it again")
+    return model_error(
+        f"{folder} has no weights: no .safetensors file of the usual name{found}", remedy="Download it again"
+    )
 
 
 def _read_json(path: Path, *, missing: str) -> dict[str, Any]:
     if not path.is_file():
-        raise _error(missing, remedy="Give a complete folder in the diffusers layout or a .safetensors file")
+        raise model_error(missing, remedy="Give a complete folder in the diffusers layout or a .safetensors file")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise _error(f"{path} cannot be read: {error}") from error
+        raise model_error(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise _error(f"{path} should hold a JSON table")
+        raise model_error(f"{path} should hold a JSON table")
     return content

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import ModelError
-from trainer.formats.key_names import UNET, VAE, key_map, leftover_names, made_up, text_schemes
+from trainer.formats.checkpoint import CONVERT, is_checkpoint, read_tensors
+from trainer.formats.headers import OPTION
+from trainer.formats.key_names import SCHEMES, VAE, key_map, leftover_names, made_up
 from trainer.formats.kohya import save_safetensors, torch_dtype
-from trainer.formats.model_facts import COMPONENTS, V_MARK, ZERO_SNR_MARK, read_header
+from trainer.formats.model_facts import COMPONENTS, CONFIGS_KEY, V_MARK, ZERO_SNR_MARK
 from trainer.lazy import torch
 
 if TYPE_CHECKING:
@@ -28,9 +31,6 @@ __all__ = [
     "write_single_file",
 ]
 
-CONFIGS_KEY = "trainer.component_configs"
-"""Metadata key under which our writer keeps the JSON configs of the components and the scheduler."""
-
 Sizes = Mapping[str, tuple[int, ...]]
 
 # ---------------------------------------------------------------- reading
@@ -41,7 +41,7 @@ def component_configs(
 ) -> tuple[dict[str, Any], str]:
     """(configs of the components and the scheduler, where they come from): the file itself, a folder, or built-in."""
     wanted = (*COMPONENTS[kind], "scheduler")
-    metadata = read_header(path).metadata
+    metadata = read_tensors(path).metadata
     if CONFIGS_KEY in metadata:
         try:
             configs = json.loads(metadata[CONFIGS_KEY])
@@ -66,7 +66,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def check_sizes(path: Path, kind: str, wanted: Mapping[str, Sizes], *, source: str) -> None:
     """Compare a file with the sizes its config asks for; wanted: component -> diffusers key -> shape."""
-    tensors = read_header(path).tensors
+    tensors = read_tensors(path).tensors
     wrong: list[str] = []
     known = set(leftover_names(kind, tensors))
     for component, sizes in wanted.items():
@@ -78,7 +78,7 @@ def check_sizes(path: Path, kind: str, wanted: Mapping[str, Sizes], *, source: s
                 wrong.append(f"{place.name} is missing")
             elif _matrix(info.shape) != _matrix(shape):
                 wrong.append(f"{place.name} is {list(info.shape)} instead of {list(shape)}")
-    parts = (UNET, f"{VAE}encoder.", f"{VAE}decoder.", *(scheme.prefix for _, scheme in text_schemes(kind)))
+    parts = tuple(prefix for component in wanted for prefix in _filled(SCHEMES[kind][component].prefix))
     wrong += [f"{name} is too many" for name in tensors if name.startswith(parts) and name not in known]
     if wrong:
         raise ModelError(
@@ -88,6 +88,11 @@ def check_sizes(path: Path, kind: str, wanted: Mapping[str, Sizes], *, source: s
         )
 
 
+def _filled(prefix: str) -> tuple[str, ...]:
+    """Below what no tensor is without a meaning; beside a VAE's halves files keep what it was trained with."""
+    return (f"{prefix}encoder.", f"{prefix}decoder.") if prefix == VAE else (prefix,)
+
+
 def _matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Programs differ in whether they keep a linear layer as matrix or as 1x1 convolution; the numbers are the same."""
     return shape[:2] if shape[2:] == (1, 1) else shape
@@ -95,7 +100,7 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def read_component(path: Path, kind: str, component: str, sizes: Sizes, dtype: torch.dtype) -> dict[str, Tensor]:
     """One component's tensors under diffusers keys, each in memory of its own (alignment changes last bits)."""
-    present = read_header(path).tensors
+    present = read_tensors(path).tensors
     found: dict[str, Tensor] = {}
     with _opened(path) as stored:
         for place in key_map(kind, component, sizes):
@@ -111,7 +116,7 @@ def leftovers(path: Path, kind: str) -> dict[str, Tensor]:
     """What a file holds that training has no use for and other programs look for, by its names there: the parts of text
     encoders that diffusers leaves out, and the marks of v-prediction. (Where a file lacks the spare last layer of
     Stable Diffusion 2.x, its last layer of all is among them; a component that is written beside it comes first.)"""
-    present = read_header(path).tensors
+    present = read_tensors(path).tensors
     marks = [name for name in (V_MARK, ZERO_SNR_MARK) if name in present]
     with _opened(path) as stored:
         return {name: stored(name).clone() for name in (*leftover_names(kind, present), *marks)}
@@ -119,6 +124,14 @@ def leftovers(path: Path, kind: str) -> dict[str, Tensor]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Callable[[str], Tensor]]:
+    """A function that reads one tensor by its name."""
+    if is_checkpoint(path):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (pickle.UnpicklingError, RuntimeError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read: {error}", option=OPTION, remedy=CONVERT) from error
+        yield content.get("state_dict", content).__getitem__
+        return
     from safetensors import safe_open
 
     with safe_open(path, framework="pt", device="cpu") as file:
@@ -157,10 +170,9 @@ def write_single_file(
         for place in key_map(kind, component, state):
             parts = [state[key].detach().to("cpu", dtype) for key in place.keys]
             tensors[place.name] = place.form.pack(parts).contiguous()
-    for name, tensor in (beside or {}).items():
-        tensors.setdefault(name, tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype))
-    for name, tensor in {**made_up(kind, tensors), **_marks(kind, configs["scheduler"])}.items():
-        tensors.setdefault(name, tensor)
+    new = {**made_up(kind, tensors), **_marks(kind, configs["scheduler"])}
+    kept = {name: t.to("cpu", dtype if t.is_floating_point() else t.dtype) for name, t in (beside or {}).items()}
+    tensors = {**new, **kept, **tensors}
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
     described = {
         CONFIGS_KEY: json.dumps({name: configs[name] for name in (*COMPONENTS[kind], "scheduler")}, sort_keys=True),
