@@ -17,7 +17,7 @@ from trainer.errors import ConfigError, ModelError, Problem
 from trainer.families._clip import TextReading, unwrap
 from trainer.families._samplers import build_scheduler
 from trainer.families.base import Conditioning, Family, ModelOptions, SampleRequest
-from trainer.formats import single_file
+from trainer.formats import single_file, whole_model
 from trainer.formats.kohya import AdapterTarget
 from trainer.formats.model_facts import ModelFacts
 from trainer.lazy import accelerate, diffusers, torch, transformers
@@ -181,9 +181,9 @@ class StableDiffusion1(Family):
             for encoder in self.text_encoders:
                 encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    def save_single_file(self, path: Path, *, precision: str = "float") -> Path:
-        """Write the whole base model as one self-describing file."""
-        parts = {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoders[0]}
+    def save_single_file(self, path: Path, *, precision: str, metadata: Mapping[str, str]) -> Path:
+        """The file describes itself, so that models of any size load again without their config files."""
+        parts = self._parts()
         return single_file.write_single_file(
             parts,
             path,
@@ -192,7 +192,29 @@ class StableDiffusion1(Family):
                 "scheduler": self.scheduler_config,
             },
             precision=precision,
+            metadata=metadata,
         )
+
+    def save_folder(self, path: Path, *, precision: str) -> Path:
+        return whole_model.write_folder(self._parts(), path, precision=precision, add=self._add_to_folder)
+
+    def _parts(self) -> dict[str, Any]:
+        return {"unet": self.denoiser, "vae": self.vae, "text_encoder": self.text_encoders[0]}
+
+    def _add_to_folder(self, folder: Path) -> None:
+        """What a pipeline needs besides its networks."""
+        index = json.loads((BUILT_IN / "model_index.json").read_text(encoding="utf-8"))
+        scheduler = self.scheduler_config.get("_class_name", index["scheduler"][1])
+        index["scheduler"] = ["diffusers", scheduler]
+        (folder / "scheduler").mkdir()
+        for name, content in (("model_index.json", index), ("scheduler/scheduler_config.json", self.scheduler_config)):
+            (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+
+    def idle_parameters(self) -> tuple[nn.Parameter, ...]:
+        layers = self.text_encoders[0].encoder.layers
+        skipped = layers[len(layers) + 1 - self._reading.skip :]
+        return tuple(parameter for layer in skipped for parameter in layer.parameters())
 
     def _autocast(self, unet: Any) -> contextlib.AbstractContextManager[Any]:
         """Adapters are float32: beside half-precision layers each operation must choose its own type."""
