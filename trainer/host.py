@@ -147,6 +147,16 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def replace_folder(new: Path, old: Path) -> None:
+    """Put a folder in another's place, for good; the old one is deleted only after the new one stands."""
+    aside = old.with_name(f".{old.name}.{os.getpid()}.old")
+    if old.exists():
+        old.rename(aside)
+    new.rename(old)
+    sync_folder(old.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def private(path: Path) -> None:
     """Let only the owner read a file or folder (Windows: the user's profile already does)."""
     if not WINDOWS:

@@ -30,7 +30,8 @@ def load(path: Path, **options: Any) -> StableDiffusion1:
 
 @pytest.fixture(scope="module")
 def file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return load(tiny_folder).save_single_file(tmp_path_factory.mktemp("single") / "tiny.safetensors")
+    path = tmp_path_factory.mktemp("single") / "tiny.safetensors"
+    return load(tiny_folder).save_single_file(path, precision="float", metadata={})
 
 
 def weights(family: StableDiffusion1) -> Iterator[tuple[str, torch.Tensor]]:
@@ -123,7 +124,7 @@ def test_half_precision_and_prediction(tmp_path: Path) -> None:
     from tests.tiny import tiny_sd1
 
     family = load(tiny_sd1(tmp_path / "v", prediction_type="v_prediction"))
-    half = family.save_single_file(tmp_path / "v.safetensors", precision="fp16")
+    half = family.save_single_file(tmp_path / "v.safetensors", precision="fp16", metadata={})
     again = load(half)
     assert again.prediction_type == again.facts.prediction == "v_prediction"
     for (name, ours), (_, theirs) in zip(weights(family), weights(again), strict=True):

@@ -15,8 +15,8 @@ from trainer.adapters.base import AdapterOptions
 from trainer.errors import ConfigError
 from trainer.families.base import Family, ModelOptions, load_family
 from trainer.formats.model_facts import read_header
-from trainer.methods.adapter import AdapterMethod, trained_components
-from trainer.optim.optimizers import OptimizerOptions, build
+from trainer.methods.adapter import AdapterMethod, AdapterOptimizerOptions, trained_components
+from trainer.optim.optimizers import build
 
 
 def load(folder: Path, **options: Any) -> Family:
@@ -25,10 +25,10 @@ def load(folder: Path, **options: Any) -> Family:
 
 
 def method(
-    folder: Path, rates: OptimizerOptions | None = None, *, clip_skip: int | None = None, **options: Any
+    folder: Path, rates: AdapterOptimizerOptions | None = None, *, clip_skip: int | None = None, **options: Any
 ) -> tuple[Family, AdapterMethod]:
     family = load(folder, clip_skip=clip_skip)
-    rates = rates or OptimizerOptions(learning_rate=1e-2)
+    rates = rates or AdapterOptimizerOptions(learning_rate=1e-2)
     return family, AdapterMethod(family, AdapterOptions(**options), rates, seed=1)
 
 
@@ -59,16 +59,16 @@ def step(family: Family, trained: AdapterMethod, optimizer: torch.optim.Optimize
 )
 def test_what_trains(options: dict[str, bool], rates: dict[str, float], expected: tuple[str, ...]) -> None:
     names = ("denoiser", "text_encoder")
-    assert trained_components(AdapterOptions(**options), OptimizerOptions(**rates), names) == expected
+    assert trained_components(AdapterOptions(**options), AdapterOptimizerOptions(**rates), names) == expected
 
 
 def test_nothing_trains(tiny_folder: Path) -> None:
     with pytest.raises(ConfigError, match="nothing would train"):
-        method(tiny_folder, OptimizerOptions(learning_rate=0.0))
+        method(tiny_folder, AdapterOptimizerOptions(learning_rate=0.0))
 
 
 def test_groups_and_modes(tiny_folder: Path) -> None:
-    rates = OptimizerOptions(learning_rate=1e-3, text_encoder_lr=1e-4)
+    rates = AdapterOptimizerOptions(learning_rate=1e-3, text_encoder_lr=1e-4)
     family, trained = method(tiny_folder, rates)
     groups = trained.groups()
     assert [(g.name, g.component, g.learning_rate) for g in groups] == [
@@ -86,7 +86,7 @@ def test_groups_and_modes(tiny_folder: Path) -> None:
 
 
 def test_lora_plus(tiny_folder: Path) -> None:
-    rates = OptimizerOptions(learning_rate=1e-3, text_encoder_lr=1e-4)
+    rates = AdapterOptimizerOptions(learning_rate=1e-3, text_encoder_lr=1e-4)
     arguments = ["loraplus_lr_ratio=16", "loraplus_text_encoder_lr_ratio=4"]
     family, trained = method(tiny_folder, rates, network_args=arguments)
     groups = trained.groups()
@@ -101,12 +101,12 @@ def test_lora_plus(tiny_folder: Path) -> None:
     assert all("lora_B" in names[id(p)] for g in groups if "plus" in g.name for p in g.parameters)
     assert all("lora_A" in names[id(p)] for g in groups if "plus" not in g.name for p in g.parameters)
     with pytest.raises(ConfigError, match="finds one rate for everything"):
-        build(OptimizerOptions(optimizer_type="pytorch_optimizer.Prodigy", learning_rate=1.0), groups)
+        build(AdapterOptimizerOptions(optimizer_type="pytorch_optimizer.Prodigy", learning_rate=1.0), groups)
 
 
 def test_weight_norms_are_limited_after_each_step(tiny_folder: Path) -> None:
     family, trained = method(tiny_folder, scale_weight_norms=0.05)
-    optimizer = build(OptimizerOptions(learning_rate=1e-1), trained.groups())
+    optimizer = build(AdapterOptimizerOptions(learning_rate=1e-1), trained.groups())
     step(family, trained, optimizer, 0)
     figures = trained.after_update()
     assert figures["max_norm/keys_scaled"] > 0 and figures["max_norm/max_key_norm"] == pytest.approx(0.05)
@@ -125,7 +125,7 @@ def test_it_learns_and_the_base_stays(tiny_folder: Path, kind: str) -> None:
         for key, tensor in module.state_dict().items()
         if "lora_" not in key
     }
-    optimizer = build(OptimizerOptions(learning_rate=1e-2), trained.groups())
+    optimizer = build(AdapterOptimizerOptions(learning_rate=1e-2), trained.groups())
     losses = [step(family, trained, optimizer, 0) for _ in range(8)]
     assert losses[-1] < losses[0]
     for name, module in family.components().items():
@@ -141,14 +141,14 @@ def test_prepared_by_accelerate(tiny_folder: Path) -> None:
             accelerator = Accelerator(cpu=True)
             modules = trained.modules()
             trained.use_prepared(dict(zip(modules, accelerator.prepare(*modules.values()), strict=True)))
-        optimizer = build(OptimizerOptions(learning_rate=1e-2), trained.groups())
+        optimizer = build(AdapterOptimizerOptions(learning_rate=1e-2), trained.groups())
         losses.append([step(family, trained, optimizer, number) for number in range(2)])
     assert losses[0] == losses[1]
 
 
 def test_resumed_equals_uninterrupted(tiny_folder: Path) -> None:
     dropouts = {"network_dropout": 0.2, "rank_dropout": 0.2, "module_dropout": 0.2}
-    rates = OptimizerOptions(learning_rate=1e-2)
+    rates = AdapterOptimizerOptions(learning_rate=1e-2)
 
     def start() -> tuple[Family, AdapterMethod, torch.optim.Optimizer]:
         family, trained = method(tiny_folder, rates, **dropouts)
@@ -182,7 +182,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_folder: Path) -> None:
         family, trained = method(tiny_folder, network_dropout=0.3, module_dropout=0.3)
         if checkpointing:
             family.enable_gradient_checkpointing(text_encoders=True)
-        optimizer = build(OptimizerOptions(learning_rate=1e-2), trained.groups())
+        optimizer = build(AdapterOptimizerOptions(learning_rate=1e-2), trained.groups())
         for number in range(2):
             step(family, trained, optimizer, number)
         states.append(trained.state_dict())
@@ -202,7 +202,7 @@ def test_export(tiny_folder: Path, tmp_path: Path) -> None:
 
 def test_network_weights(tiny_folder: Path, tmp_path: Path) -> None:
     family, trained = method(tiny_folder)
-    optimizer = build(OptimizerOptions(learning_rate=1e-2), trained.groups())
+    optimizer = build(AdapterOptimizerOptions(learning_rate=1e-2), trained.groups())
     step(family, trained, optimizer, 0)
     path = trained.export(tmp_path / "l.safetensors", precision="float", metadata={})
     _, again = method(tiny_folder, network_weights=path)

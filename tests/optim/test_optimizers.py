@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from trainer.errors import ConfigError
+from trainer.methods.adapter import AdapterOptimizerOptions
 from trainer.optim.optimizers import KNOWN, OptimizerOptions, ParamGroup, argument_problems, build, described, find
 
 
@@ -30,9 +31,10 @@ def test_defaults_are_kohyas() -> None:
 
 
 def test_rates() -> None:
-    options = OptimizerOptions(learning_rate=1e-4, unet_lr=0.0)
+    assert OptimizerOptions(learning_rate=1e-4).rate("denoiser") == 1e-4
+    options = AdapterOptimizerOptions(learning_rate=1e-4, unet_lr=0.0)
     assert (options.rate("denoiser"), options.rate("text_encoder")) == (0.0, 1e-4)
-    options = OptimizerOptions(learning_rate=1e-4, text_encoder_lr=5e-5)
+    options = AdapterOptimizerOptions(learning_rate=1e-4, text_encoder_lr=5e-5)
     assert (options.rate("denoiser"), options.rate("text_encoder_2")) == (1e-4, 5e-5)
 
 
@@ -104,10 +106,10 @@ def test_unknown_optimizers(name: str, words: str) -> None:
 
 def test_one_rate_for_everything_is_said() -> None:
     (problem,) = argument_problems(
-        OptimizerOptions(optimizer_type="pytorch_optimizer.Prodigy", unet_lr=1.0, text_encoder_lr=0.5)
+        AdapterOptimizerOptions(optimizer_type="pytorch_optimizer.Prodigy", unet_lr=1.0, text_encoder_lr=0.5)
     )
     assert "must be equal" in str(problem)
-    same = OptimizerOptions(optimizer_type="pytorch_optimizer.Prodigy", learning_rate=1.0, text_encoder_lr=0.0)
+    same = AdapterOptimizerOptions(optimizer_type="pytorch_optimizer.Prodigy", learning_rate=1.0, text_encoder_lr=0.0)
     assert not argument_problems(same)
 
 

@@ -330,14 +330,15 @@ def test_bad_pictures_are_all_named_before_the_model_loads(place: Place) -> None
 
 def test_a_full_disk_is_said_before_training(place: Place) -> None:
     from trainer import host
-    from trainer.tasks.training import Schedule, disk_problem
+    from trainer.tasks.schedule import Schedule, disk_problem
 
     config = _config(place)
     schedule = Schedule(100, 10, {i: 10 * i for i in range(1, 11)})
     free = host.free_bytes(place.path)
-    assert disk_problem(config, schedule, 0, 1000) is None
-    problem = disk_problem(config, schedule, 0, free)
-    assert problem and problem.option == "output_dir" and "MB are free" in problem.message
+    assert disk_problem(config.saving, schedule, 0, num_saved=250, num_trained=250) is None
+    for saved, trained in ((free // 4, 0), (0, free // 12)):
+        problem = disk_problem(config.saving, schedule, 0, num_saved=saved + 4, num_trained=trained + 1)
+        assert problem and problem.option == "output_dir" and "MB are free" in problem.message
 
 
 def _config(place: Place) -> Any:
@@ -388,7 +389,7 @@ def test_single_files_train_like_folders(place: Place) -> None:
     family: Any = load_family(
         ModelOptions(pretrained_model_name_or_path=str(place.model)), dtype=torch.float32, device="cpu"
     )
-    family.save_single_file(place.path / "single.safetensors", precision="float")
+    family.save_single_file(place.path / "single.safetensors", precision="float", metadata={})
     folder = place.train(run="folder")
     single = place.train("--pretrained_model_name_or_path", "single.safetensors", run="single")
     assert losses(folder) == losses(single)

@@ -11,8 +11,8 @@ from trainer import config as run_config
 from trainer.data.config import read_dataset
 from trainer.data.dataset import TrainingSet
 from trainer.store import Sourced
+from trainer.tasks.schedule import epoch_planner
 from trainer.tasks.train_network import TrainNetworkConfig
-from trainer.tasks.training import epoch_planner
 
 
 @pytest.mark.parametrize("first_asked", [0, 4])

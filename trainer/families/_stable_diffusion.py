@@ -6,6 +6,7 @@ Shape letters: B batch, C channels, H height, W width, L tokens, D width of a to
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import secrets
 from abc import abstractmethod
@@ -17,8 +18,8 @@ from trainer.errors import ConfigError, ModelError, Problem
 from trainer.families._clip import TextReading, unwrap
 from trainer.families._samplers import build_scheduler
 from trainer.families.base import Conditioning, Family, ModelOptions, SampleRequest
-from trainer.families.components import Components, config_of, read_components
-from trainer.formats import single_file
+from trainer.families.components import CONFIGS, Components, config_of, read_components
+from trainer.formats import single_file, whole_model
 from trainer.formats.kohya import AdapterTarget
 from trainer.formats.model_facts import ModelFacts
 from trainer.lazy import diffusers, torch
@@ -196,7 +197,7 @@ class StableDiffusion(Family):
     def save_single_file(
         self, path: Path, *, precision: str = "float", metadata: Mapping[str, str] | None = None
     ) -> Path:
-        """Write the whole base model as one self-describing file."""
+        """The file describes itself, so that models of any size load again without their config files."""
         return single_file.write_single_file(
             self.kind,
             self._networks,
@@ -209,6 +210,22 @@ class StableDiffusion(Family):
             metadata=metadata,
             beside=self._leftovers,
         )
+
+    def save_folder(self, path: Path, *, precision: str = "float") -> Path:
+        return whole_model.write_folder(self._networks, path, precision=precision, add=self._add_to_folder)
+
+    def _add_to_folder(self, folder: Path) -> None:
+        """What a pipeline needs besides its networks."""
+        index = json.loads((CONFIGS / self.kind / "model_index.json").read_text(encoding="utf-8"))
+        index["scheduler"] = ["diffusers", self.scheduler_config.get("_class_name", index["scheduler"][1])]
+        (folder / "scheduler").mkdir()
+        for name, content in (("model_index.json", index), ("scheduler/scheduler_config.json", self.scheduler_config)):
+            (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        for name, tokenizer in zip(("tokenizer", "tokenizer_2"), self.tokenizers, strict=False):
+            tokenizer.save_pretrained(folder / name)
+
+    def idle_parameters(self) -> tuple[nn.Parameter, ...]:
+        return skipped_parameters(self.text_encoders[0], self._reading.skip)
 
     def _autocast(self, unet: Any) -> contextlib.AbstractContextManager[Any]:
         """Adapters are float32: beside half-precision layers each operation must choose its own type."""
@@ -223,6 +240,13 @@ def skip_of(options: ModelOptions, encoder: Any, *, usual: int) -> int:
     if (options.clip_skip or 1) > layers:
         raise ConfigError([Problem("clip_skip", f"the text encoder has {layers} layers", str(options.clip_skip))])
     return options.clip_skip or usual
+
+
+def skipped_parameters(encoder: Any, skip: int) -> tuple[nn.Parameter, ...]:
+    """Those of the layers behind the one whose states are read."""
+    layers = encoder.encoder.layers
+    skipped = layers[len(layers) + 1 - skip :]
+    return tuple(parameter for layer in skipped for parameter in layer.parameters())
 
 
 def paths_below(module: nn.Module, block_names: Sequence[str]) -> tuple[str, ...]:

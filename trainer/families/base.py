@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, H height, W width, L tokens, D width of a to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -168,6 +168,26 @@ class Family(ABC):
     @abstractmethod
     def enable_gradient_checkpointing(self, *, text_encoders: bool) -> None:
         """Trade time for memory in the denoiser, and in the text encoders when they train."""
+
+    @abstractmethod
+    def save_single_file(
+        self, path: Path, *, precision: str = "float", metadata: Mapping[str, str] | None = None
+    ) -> Path:
+        """Write the whole model as one .safetensors file with the key names of its kind, whole or not at all.
+
+        precision: float, fp16 or bf16, of every part. metadata: added to what the file says of itself.
+        """
+
+    @abstractmethod
+    def save_folder(self, path: Path, *, precision: str = "float") -> Path:
+        """Write the whole model as a folder in the diffusers layout, whole or not at all, as safetensors files.
+
+        diffusers' pipeline of this kind opens it with `from_pretrained`, without network; so does `load`.
+        """
+
+    def idle_parameters(self) -> tuple[nn.Parameter, ...]:
+        """Parameters no answer depends on, such as those of layers that clip_skip leaves out: never trained."""
+        return ()
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that can train, by name: "denoiser", "text_encoder", "text_encoder_2", ..."""

@@ -71,6 +71,10 @@ class StableDiffusionXL(StableDiffusion):
             "negative_pooled_prompt_embeds": unwanted.pooled_BD,
         }
 
+    def idle_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The second encoder's last layer makes the whole-caption state; the first one's norm makes nothing."""
+        return (*super().idle_parameters(), *self.text_encoders[0].final_layer_norm.parameters())
+
     def _denoiser_target(self) -> AdapterTarget:
         """Adapter files of this family name the U-Net's layers as single files do."""
         places = key_map(self.kind, "unet", self.denoiser.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -291,29 +292,50 @@ def model_hash(path: Path) -> str:
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str]) -> Path:
-    """Write beside the goal, sync, verify, rename: a file of this name is always whole."""
+    """Write a file with its metadata; it is whole, and read back, or not there."""
     from safetensors.torch import save_file
 
+    with whole_file(path) as part:
+        save_file(dict(tensors), part, dict(metadata))
+        _verify(part, tensors)
+    return path
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A place beside the goal to write to and look at; synced and renamed then, so a file of this name is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(dict(tensors), part, dict(metadata))
+        yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        _verify(part, tensors)
         os.replace(part, path)
     except (OSError, ModelError) as error:
         raise RunError(f"{path} could not be saved: {error}", remedy="Check the free space and rights there") from error
     finally:
         part.unlink(missing_ok=True)
     host.sync_folder(path.parent)
-    return path
 
 
 def _verify(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Read a file back: every tensor there, finite, and equal to what was to be written."""
+    from safetensors import safe_open
+
     written = {name: info.shape for name, info in read_header(path).tensors.items()}
     if written != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
         raise ModelError(f"{path} does not hold what was written to it")
+    with safe_open(path, framework="pt", device="cpu") as file:
+        for name, tensor in tensors.items():
+            verify_tensor(path, name, file.get_tensor(name), tensor)
+
+
+def verify_tensor(path: Path, name: str, read: Tensor, written: Tensor) -> None:
+    """A tensor as it was read back; ModelError where it is not finite, or another than was written."""
+    if not bool(torch.isfinite(read).all()):
+        raise ModelError(f"{name} holds numbers that are not finite in {str(read.dtype).removeprefix('torch.')}")
+    if not torch.equal(read, written):
+        raise ModelError(f"{path} does not hold what was written to it: {name} is another")
 
 
 def unused_names(file: Mapping[str, LoraWeights], targets: Sequence[AdapterTarget]) -> Iterator[str]:

@@ -37,7 +37,7 @@ class ResumeOptions(Options):
 
     resume: Path | None = opt(None, widget="folder", label="Resume point")
     """A -state folder of an earlier run. Training goes on exactly where that run stopped: same order, same noise, same
-    rates. To begin a new run from an existing LoRA use network_weights instead."""
+    rates. To begin a new run from a saved model name it as the base model instead, a LoRA in network_weights."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,10 @@ def save(folder: Path, point: ResumePoint, trained: Mapping[str, Tensor], optimi
             _sync(path)
         write_atomically(temporary / "manifest.json", json.dumps(manifest, indent=1))
         host.sync_folder(temporary)
-        _replace(temporary, folder)
+        host.replace_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    host.sync_folder(folder.parent)
     return folder
 
 
@@ -136,7 +135,7 @@ def check_same(point: ResumePoint, depends: Mapping[str, Any]) -> None:
         if name in point.depends and point.depends[name] != json.loads(json.dumps(value))
     ]
     if problems:
-        remedy = "Set these back, or begin a new run from its LoRA with network_weights"
+        remedy = "Set these back, or begin a new run from the model or LoRA that was saved"
         raise ConfigError([*problems, Problem("resume", "this run would not go on as it was", remedy=remedy)])
 
 
@@ -147,12 +146,3 @@ def _facts(path: Path) -> dict[str, Any]:
 def _sync(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _replace(new: Path, old: Path) -> None:
-    """Put a folder in another's place; the old one is deleted only after the new one stands."""
-    aside = old.with_name(f".{old.name}.{os.getpid()}.old")
-    if old.exists():
-        old.rename(aside)
-    new.rename(old)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -1,7 +1,8 @@
 """Models and resume points on disk: when they are written, under which names, and which older ones go.
 
 Names are those of sd-scripts: NAME-000004.safetensors after an epoch, NAME-step00000400.safetensors after a step, NAME
-at the end, and the same with -state for the folders a run goes on from.
+at the end, and the same with -state for the folders a run goes on from. A whole model may also end in .ckpt, or be a
+folder, whose name has no ending.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import ClassVar, Literal
 
 from trainer.errors import Problem, RunError
 from trainer.events import Checkpoint, Events
+from trainer.formats.whole_model import ModelKind
 from trainer.hooks.base import Hook, Moment, due
 from trainer.run_folder import RunFolder, SavedFile, check_name, list_runs, sha256_file
 from trainer.schema import Options, opt
@@ -76,21 +78,39 @@ class SavingOptions(Options):
             return max(1, num_epochs // self.save_n_epoch_ratio)
         return self.save_every_n_epochs
 
-    def final(self, extension: str = ".safetensors") -> Path:
+    @property
+    def extension(self) -> str:
+        """What the names of saved models end in."""
+        return ".safetensors"
+
+    def final(self) -> Path:
         """The finished model's path."""
-        return self.output_dir.absolute() / f"{self.output_name}{extension}"
+        return self.output_dir.absolute() / f"{self.output_name}{self.extension}"
 
-    def at_epoch(self, epoch: int, extension: str = ".safetensors") -> Path:
+    def at_epoch(self, epoch: int) -> Path:
         """The path of an epoch's save."""
-        return self.output_dir.absolute() / f"{self.output_name}-{epoch:06d}{extension}"
+        return self.output_dir.absolute() / f"{self.output_name}-{epoch:06d}{self.extension}"
 
-    def at_step(self, step: int, extension: str = ".safetensors") -> Path:
+    def at_step(self, step: int) -> Path:
         """The path of a step's save."""
-        return self.output_dir.absolute() / f"{self.output_name}-step{step:08d}{extension}"
+        return self.output_dir.absolute() / f"{self.output_name}-step{step:08d}{self.extension}"
 
     def state_of(self, model: Path) -> Path:
         """The resume point that goes with a saved model."""
-        return model.with_name(f"{model.name.removesuffix('.safetensors')}-state")
+        return model.with_name(f"{model.name.removesuffix(self.extension)}-state")
+
+
+class ModelSavingOptions(SavingOptions):
+    """What is saved of a model that is trained whole."""
+
+    save_model_as: ModelKind = opt("safetensors", level="basic", label="Save the model as")
+    """Form of the saved model: safetensors, one file that every program opens; ckpt, the older kind of file; diffusers
+    or diffusers_safetensors, a folder in the diffusers layout (both hold safetensors files here)."""
+
+    @property
+    def extension(self) -> str:
+        """A folder's name has none."""
+        return {"safetensors": ".safetensors", "ckpt": ".ckpt"}.get(self.save_model_as, "")
 
 
 @dataclass(frozen=True)
@@ -242,7 +262,10 @@ class Saving(Hook):
         """Called only after the newest save is written and verified."""
         if self._is_main:
             for path in models:
-                path.unlink(missing_ok=True)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
                 self._folder.remove_file(str(path))
 
     def _delete_states(self, models: Sequence[Path]) -> None:

@@ -11,6 +11,7 @@ from trainer.errors import ConfigError, Problem
 from trainer.formats.kohya import save_lora
 from trainer.methods.base import Method
 from trainer.optim.optimizers import OptimizerOptions, ParamGroup
+from trainer.schema import opt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +21,24 @@ if TYPE_CHECKING:
 DENOISER = "denoiser"
 
 
-def trained_components(adapter: AdapterOptions, rates: OptimizerOptions, names: tuple[str, ...]) -> tuple[str, ...]:
+class AdapterOptimizerOptions(OptimizerOptions):
+    """How fast an adapter's parts learn."""
+
+    unet_lr: float | None = opt(None, ge=0, label="U-Net learning rate")
+    """Rate of the denoiser; unset means the learning rate, 0 means it is not trained."""
+
+    text_encoder_lr: float | None = opt(None, ge=0, label="Text encoder learning rate")
+    """Rate of the text encoder; unset means the learning rate, 0 means it is not trained."""
+
+    def rate(self, component: str) -> float:
+        """The part's own rate, where it has one."""
+        own = self.unet_lr if component == DENOISER else self.text_encoder_lr
+        return self.learning_rate if own is None else own
+
+
+def trained_components(
+    adapter: AdapterOptions, rates: AdapterOptimizerOptions, names: tuple[str, ...]
+) -> tuple[str, ...]:
     """Which of a family's components train: not switched off, and with a rate above 0."""
     wanted = [
         name
@@ -34,8 +52,9 @@ class AdapterMethod(Method):
     """Adapter modules train, everything else is frozen."""
 
     kind = "adapter"
+    architecture_suffix = "/lora"
 
-    def __init__(self, family: Family, options: AdapterOptions, rates: OptimizerOptions, *, seed: int) -> None:
+    def __init__(self, family: Family, options: AdapterOptions, rates: AdapterOptimizerOptions, *, seed: int) -> None:
         self._modules = family.components()
         self._components = trained_components(options, rates, tuple(self._modules))
         if not self._components:

@@ -17,6 +17,8 @@ class Method(ABC):
     """One way of training, built over a loaded family; the loop sees only this."""
 
     kind: ClassVar[str]
+    architecture_suffix: ClassVar[str] = ""
+    """What modelspec's name of the saved file's architecture ends in: "/lora"."""
 
     @property
     @abstractmethod
@@ -60,6 +62,14 @@ class Method(ABC):
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state_dict` gave; anything missing, extra or of another shape is an error."""
 
+    def num_saved(self) -> int:
+        """How many numbers the exported file holds."""
+        return sum(parameter.numel() for group in self.groups() for parameter in group.parameters)
+
+    def metadata(self, run: Mapping[str, str]) -> dict[str, str]:
+        """What the exported file carries of the run's `ss_*` table."""
+        return dict(run)
+
     @abstractmethod
     def export(self, path: Path, *, precision: str, metadata: Mapping[str, str]) -> Path:
-        """Write the file people use, atomically; precision is float, fp16 or bf16. Returns the path."""
+        """Write the file or folder people use, atomically; precision is float, fp16 or bf16. Returns the path."""

@@ -70,7 +70,7 @@ class ParamGroup:
 
 
 class OptimizerOptions(Options):
-    """Which optimizer, and how fast each part learns."""
+    """Which optimizer, and how fast it learns; a method adds rates for the parts it trains."""
 
     title: ClassVar[str] = "Optimizer"
 
@@ -86,13 +86,7 @@ class OptimizerOptions(Options):
     """The older way to say optimizer_type Lion."""
 
     learning_rate: float = opt(2e-6, ge=0, level="basic", label="Learning rate")
-    """Rate of every component that has none of its own. A LoRA usually wants about 1e-4."""
-
-    unet_lr: float | None = opt(None, ge=0, label="U-Net learning rate")
-    """Rate of the denoiser; unset means the learning rate, 0 means it is not trained."""
-
-    text_encoder_lr: float | None = opt(None, ge=0, label="Text encoder learning rate")
-    """Rate of the text encoder; unset means the learning rate, 0 means it is not trained."""
+    """Rate of every component that has none of its own. A LoRA usually wants about 1e-4, a whole model 1e-6 to 5e-6."""
 
     optimizer_args: list[str] = opt([], label="Optimizer arguments")
     """More arguments of the optimizer as key=value, such as weight_decay=0.01 or betas=0.9,0.99."""
@@ -117,8 +111,7 @@ class OptimizerOptions(Options):
 
     def rate(self, component: str) -> float:
         """The learning rate of "denoiser" or of a text encoder."""
-        own = self.unet_lr if component == "denoiser" else self.text_encoder_lr
-        return self.learning_rate if own is None else own
+        return self.learning_rate
 
     def arguments(self) -> dict[str, Any]:
         """`optimizer_args` as keyword arguments."""
@@ -164,7 +157,7 @@ def _unfit(known: Known, options: OptimizerOptions) -> str:
         return "keeps other weights for training than for use, which is not told apart here yet"
     rates = {rate for name in ("denoiser", "text_encoder") if (rate := options.rate(name))}
     if _finds_one_rate(found) and len(rates) > 1:
-        return "finds one rate for everything, so unet_lr and text_encoder_lr must be equal"
+        return "finds one rate for everything, so the rates of U-Net and text encoder must be equal"
     return ""
 
 

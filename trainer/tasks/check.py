@@ -61,7 +61,7 @@ def plan_of(config: Any) -> dict[str, Any] | None:
     from trainer.data.config import read_dataset
     from trainer.data.dataset import TrainingSet
     from trainer.data.gather import count_pictures
-    from trainer.tasks.training import epoch_planner, schedule_of
+    from trainer.tasks.schedule import epoch_planner, schedule_of
 
     dataset = read_dataset(config.data, sources=config.sources)
     if sum(count_pictures(s) for d in dataset.datasets for s in d.subsets) > SCANNED:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from trainer.events import Events
     from trainer.families.base import Family
     from trainer.methods.base import Method
-    from trainer.tasks.train_network import TrainNetworkConfig
+    from trainer.tasks.training_config import TrainingConfig
 
 
 def latents_of(
-    config: TrainNetworkConfig, family: Family, training_set: TrainingSet, accelerator: Accelerator, events: Events
+    config: TrainingConfig, family: Family, training_set: TrainingSet, accelerator: Accelerator, events: Events
 ) -> Callable[[LoadedBatch], Tensor]:
     """How a batch becomes latents: drawn from the cache, or encoded on the spot; the same bits either way."""
     from trainer.data.cache import LatentCache, draw_latents, encode_each
@@ -60,7 +60,7 @@ def latents_of(
     return encoded
 
 
-def _shelf(config: TrainNetworkConfig, family: Family) -> Shelf:
+def _shelf(config: TrainingConfig, family: Family) -> Shelf:
     """Where encoded pictures are kept."""
     from trainer.data.cache import InMemory, OnDisk
     from trainer.data.disk_cache import weights_identity
@@ -86,7 +86,7 @@ def planned_captions(
 
 
 def conditioning_of(
-    config: TrainNetworkConfig,
+    config: TrainingConfig,
     family: Family,
     method: Method,
     captions: Iterable[str],

@@ -1,8 +1,9 @@
-"""The metadata a trained adapter carries: kohya's `ss_*` table and modelspec."""
+"""The metadata a trained file carries: kohya's `ss_*` table and modelspec."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,15 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from trainer.formats import kohya
 from trainer.formats.model_facts import kohya_model_hashes
 from trainer.hooks.base import Moment
-from trainer.optim.optimizers import described
+from trainer.optim.optimizers import OptimizerOptions, described
 from trainer.schema import Options, opt
 
 if TYPE_CHECKING:
     from trainer.data.dataset import TrainingSet
     from trainer.families.base import Family
     from trainer.methods.base import Method
-    from trainer.tasks.train_network import TrainNetworkConfig
-    from trainer.tasks.training import Schedule
+    from trainer.tasks.schedule import Schedule
 
 
 class MetadataOptions(Options):
@@ -48,12 +48,22 @@ class MetadataOptions(Options):
 
 
 class Export:
-    """Writes the trained adapter as a file with kohya's keys and metadata."""
+    """Writes what was trained, with the metadata. values: every option of the run by its flat name."""
 
     def __init__(
-        self, config: TrainNetworkConfig, family: Family, method: Method, training_set: TrainingSet, schedule: Schedule
+        self,
+        options: MetadataOptions,
+        optimizer: OptimizerOptions,
+        values: Mapping[str, Any],
+        *,
+        family: Family,
+        method: Method,
+        training_set: TrainingSet,
+        schedule: Schedule,
     ) -> None:
-        self._config = config
+        self._options = options
+        self._optimizer = optimizer
+        self._values = values
         self._family = family
         self._method = method
         self._training_set = training_set
@@ -61,17 +71,18 @@ class Export:
         self._started = time.time()
 
     def __call__(self, path: Path, moment: Moment) -> Path:
-        precision = self._config.saving.save_precision or "float"
+        precision = self._values["save_precision"] or "float"
         return self._method.export(path, precision=precision, metadata=self._metadata(path, moment))
 
     def _metadata(self, path: Path, moment: Moment) -> dict[str, str]:
-        config, summary = self._config, self._training_set.summary()
+        summary = self._training_set.summary()
+        values = {**self._values, "v2": self._family.kind == "sd2"}
         legacy, new = self._model_hashes
         facts = kohya.RunFacts(
             session_id=int(self._started * 1000) % 2**32,
             started_at=self._started,
             finished_at=time.time(),
-            output_name=config.saving.output_name,
+            output_name=values["output_name"],
             num_train_images=summary.uses,
             num_reg_images=summary.reg_uses,
             num_batches_per_epoch=summary.batches,
@@ -80,7 +91,7 @@ class Export:
             steps=moment.step,
             max_train_steps=self._schedule.total_steps,
             base_model_version=self._family.base_model_version,
-            optimizer=described(config.optimizer),
+            optimizer=described(self._optimizer),
             model_name=self._model.name,
             model_hash=legacy,
             new_model_hash=new,
@@ -89,20 +100,20 @@ class Export:
             tag_frequency=self._tags(),
         )
         spec = kohya.modelspec_metadata(
-            architecture=f"{self._family.architecture}/lora",
-            title=config.metadata.metadata_title or path.stem,
+            architecture=self._family.architecture + self._method.architecture_suffix,
+            title=self._options.metadata_title or path.stem,
             resolution=self._training_set.datasets[0].resolution,
             prediction_type=self._family.prediction_type,
             saved_at=time.time(),
-            encoder_layer=config.model.clip_skip,
-            extra=config.metadata.card(),
+            encoder_layer=values["clip_skip"],
+            extra=self._options.card(),
         )
-        whole = {**kohya.training_metadata({**config.flat(), "v2": self._family.kind == "sd2"}, facts), **spec}
-        return kohya.minimal_metadata(whole) if config.metadata.no_metadata else whole
+        whole = {**self._method.metadata(kohya.training_metadata(values, facts)), **spec}
+        return kohya.minimal_metadata(whole) if self._options.no_metadata else whole
 
     @property
     def _model(self) -> Path:
-        return Path(self._config.model.pretrained_model_name_or_path)
+        return Path(self._values["pretrained_model_name_or_path"])
 
     @cached_property
     def _model_hashes(self) -> tuple[str, str]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import host
 from trainer.data.config import read_dataset
 from trainer.errors import ConfigError, Problem
 from trainer.events import Events, Finished, Start, Stopped
@@ -19,85 +17,33 @@ from trainer.hooks import resume
 from trainer.hooks.base import Hook, Moment
 from trainer.hooks.resume import Progress, ResumePoint
 from trainer.hooks.sampling import Sampling
-from trainer.hooks.saving import Saving, SavingOptions, clash_problem, plan_saves, written_again
+from trainer.hooks.saving import Saving, clash_problem, plan_saves, written_again
 from trainer.hooks.tracking import Tracking
 from trainer.lazy import torch
-from trainer.loop import LengthOptions, Maths, Parts, train
+from trainer.loop import Maths, Parts, train
 from trainer.maths.diffusion import Diffusion, ReadingCheck
+from trainer.optim.optimizers import OLDER_FLAGS
 from trainer.run_folder import Request, RunFolder
 from trainer.tasks import debug_dataset
-from trainer.tasks.base import with_seed, write_record
+from trainer.tasks.base import Task, with_seed, write_record
 from trainer.tasks.encoding import conditioning_of, latents_of, planned_captions
 from trainer.tasks.environment import environment, fingerprint_of, packages
+from trainer.tasks.metadata import Export
+from trainer.tasks.schedule import Schedule, disk_problem, epoch_planner, schedule_of
+from trainer.tasks.training_config import TrainingConfig, check
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from trainer.data.dataset import TrainingSet
-    from trainer.data.sampler import StepPlan
     from trainer.families.base import Family
     from trainer.methods.base import Method
     from trainer.tasks.debug_dataset import DebugDatasetConfig, ShownOptions
-    from trainer.tasks.train_network import TrainNetworkConfig
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a run is. epoch_ends: epoch (from 1) -> the step it ends with."""
-
-    total_steps: int
-    steps_per_epoch: int
-    epoch_ends: Mapping[int, int]
-
-    @property
-    def epochs(self) -> int:
-        return len(self.epoch_ends)
-
-
-def schedule_of(length: LengthOptions, plan_epoch: Callable[[int], Sequence[Any]]) -> Schedule:
-    """The run's steps. Epochs may differ by a step where regularisation pictures take turns, so they are counted."""
-    ends: dict[int, int] = {}
-    steps = 0
-    limit = math.inf if length.max_train_epochs else length.max_train_steps
-    first = len(plan_epoch(0))
-    while len(ends) < (length.max_train_epochs or math.inf) and steps < limit:
-        steps += len(plan_epoch(len(ends)))
-        ends[len(ends) + 1] = steps
-    total = int(min(steps, limit))
-    return Schedule(total, first, {epoch: min(end, total) for epoch, end in ends.items()})
-
-
-def epoch_planner(
-    training_set: TrainingSet, config: TrainNetworkConfig | DebugDatasetConfig, *, processes: int
-) -> Callable[[int], list[StepPlan]]:
-    """plan_epoch(epoch) of this run; the last plans are kept, since schedule, loop and loader ask for the same."""
-    from functools import lru_cache
-
-    from trainer.data.sampler import plan_epoch
-
-    seed = config.length.seed
-    assert seed is not None
-    accumulation = config.length.gradient_accumulation_steps
-    starts = [0]
-
-    @lru_cache(maxsize=4)
-    def plan(epoch: int) -> list[StepPlan]:
-        while len(starts) <= epoch:
-            plan(len(starts) - 1)
-        first = starts[epoch]
-        steps = plan_epoch(
-            training_set, seed=seed, epoch=epoch, accumulation=accumulation, processes=processes, first_step=first
-        )
-        if len(starts) == epoch + 1:
-            starts.append(first + len(steps))
-        return steps
-
-    return plan
 
 
 def look_at(
     training_set: TrainingSet,
-    config: TrainNetworkConfig | DebugDatasetConfig,
+    config: TrainingConfig | DebugDatasetConfig,
     options: ShownOptions,
     folder: RunFolder,
     events: Events,
@@ -109,35 +55,7 @@ def look_at(
     debug_dataset.show(training_set, plan_epoch, options, folder, events, seed=config.length.seed or 0)
 
 
-def disk_problem(config: TrainNetworkConfig, schedule: Schedule, first_step: int, model_bytes: int) -> Problem | None:
-    """Whether all planned saves fit on the disk; a resume point is three times a float32 model."""
-    plan = plan_saves(config.saving, schedule.epoch_ends, first_step=first_step, total_steps=schedule.total_steps)
-    size = {"float": 4, "fp16": 2, "bf16": 2}[config.saving.save_precision or "float"] * model_bytes // 4
-    saving = config.saving
-    models = min(len(plan.models), _kept(saving, schedule, saving.save_last_n_epochs, saving.save_last_n_steps))
-    states = min(len(plan.states), _kept(saving, schedule, saving.last_epoch_states, saving.last_step_states))
-    needed = models * size + max(1, states) * model_bytes * 3
-    free = host.free_bytes(config.saving.output_dir)
-    if free > needed:
-        return None
-    said = f"{models} planned saves need about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
-    remedy = "Make room, choose another folder, save less often, or keep fewer with save_last_n_epochs"
-    return Problem("output_dir", said, str(config.saving.output_dir), remedy=remedy)
-
-
-def _kept(saving: SavingOptions, schedule: Schedule, last_n_epochs: int | None, last_n_steps: int | None) -> int:
-    """How many saves lie on the disk at once: those that are kept, the one being written, and the last."""
-    epochs, steps = saving.epochs_between(schedule.epochs), saving.save_every_n_steps
-    of_epochs = schedule.epochs // epochs if epochs else 0
-    of_steps = schedule.total_steps // steps if steps else 0
-    if last_n_epochs:
-        of_epochs = min(of_epochs, last_n_epochs + 1)
-    if last_n_steps and steps:
-        of_steps = min(of_steps, last_n_steps // steps + 2)
-    return of_epochs + of_steps + 1
-
-
-def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
+def run(config: TrainingConfig, folder: RunFolder, events: Events) -> None:
     """Train from beginning to end, or from a resume point on."""
     began = time.monotonic()
     events.phase("starting")
@@ -188,15 +106,21 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
         )
     )
 
-    from trainer.tasks.metadata import Export
-
     seed = config.length.seed or 0
     where = Where(progress)
     saving = Saving(
         config.saving,
         events,
         folder,
-        export=Export(config, family, method, training_set, schedule),
+        export=Export(
+            config.metadata,
+            config.optimizer,
+            config.flat(),
+            family=family,
+            method=method,
+            training_set=training_set,
+            schedule=schedule,
+        ),
         save_state=StateWriter(parts, where, depends, folder, point),
         num_epochs=schedule.epochs,
         is_main=accelerator.is_main_process,
@@ -225,7 +149,7 @@ def run(config: TrainNetworkConfig, folder: RunFolder, events: Events) -> None:
         events.emit(Stopped(where.progress.step, str(saving.state_path)))
 
 
-def _settle(config: TrainNetworkConfig) -> tuple[TrainNetworkConfig, ResumePoint | None]:
+def _settle(config: TrainingConfig) -> tuple[TrainingConfig, ResumePoint | None]:
     """Draw the seed if it was left open; a resumed run takes its seed from the resume point."""
     if config.resume.resume is None:
         return with_seed(config, "length"), None
@@ -237,14 +161,14 @@ def _settle(config: TrainNetworkConfig) -> tuple[TrainNetworkConfig, ResumePoint
     return config, point
 
 
-def _set_threads(config: TrainNetworkConfig, point: ResumePoint | None) -> None:
+def _set_threads(config: TrainingConfig, point: ResumePoint | None) -> None:
     """Sums in another order end in other last digits, so a resumed run keeps its thread count."""
     threads = config.memory.num_cpu_threads or (point.threads if point else None)
     if threads:
         torch.set_num_threads(threads)
 
 
-def _scan(config: TrainNetworkConfig, events: Events) -> TrainingSet:
+def _scan(config: TrainingConfig, events: Events) -> TrainingSet:
     from trainer.data.dataset import TrainingSet
 
     dataset = read_dataset(config.data, sources=config.sources)
@@ -255,7 +179,7 @@ def _scan(config: TrainNetworkConfig, events: Events) -> TrainingSet:
     return training_set
 
 
-def _refuse_wrong_masks(config: TrainNetworkConfig, training_set: TrainingSet) -> None:
+def _refuse_wrong_masks(config: TrainingConfig, training_set: TrainingSet) -> None:
     """masked_loss without masks, and masks without masked_loss; alpha_mask needs no second word."""
     if config.loss.masked_loss and not any(sample.has_mask for sample in training_set.samples):
         remedy = "Set alpha_mask, or conditioning_data_dir in the dataset file, or turn masked_loss off"
@@ -267,7 +191,7 @@ def _refuse_wrong_masks(config: TrainNetworkConfig, training_set: TrainingSet) -
         raise ConfigError([Problem("conditioning_data_dir", said, remedy=remedy)])
 
 
-def _accelerator(config: TrainNetworkConfig, events: Events) -> Accelerator:
+def _accelerator(config: TrainingConfig, events: Events) -> Accelerator:
     """Device and processes; what accelerate's own configuration says besides is said and not followed."""
     from accelerate import Accelerator
 
@@ -282,21 +206,21 @@ def _accelerator(config: TrainNetworkConfig, events: Events) -> Accelerator:
     return Accelerator(mixed_precision=config.memory.mixed_precision)
 
 
-def _build_model(config: TrainNetworkConfig, accelerator: Accelerator, events: Events) -> tuple[Family, Method]:
+def _build_model(config: TrainingConfig, accelerator: Accelerator, events: Events) -> tuple[Family, Method]:
     from trainer.families.base import load_family
-    from trainer.methods.adapter import AdapterMethod
 
-    family = load_family(config.model, dtype=config.memory.weight_dtype, device=accelerator.device)
-    method = AdapterMethod(family, config.adapter, config.optimizer, seed=config.length.seed or 0)
+    family = load_family(config.model, dtype=config.weight_dtype, device=accelerator.device)
+    method = config.build_method(family)
     if config.memory.gradient_checkpointing:
-        family.enable_gradient_checkpointing(text_encoders=len(method.trainable_components()) > 1)
+        text_encoders = any(name.startswith("text_encoder") for name in method.trainable_components())
+        family.enable_gradient_checkpointing(text_encoders=text_encoders)
     if config.model.zero_terminal_snr and family.prediction_type == "epsilon":
         events.warning("zero_terminal_snr is meant for models that predict velocity, and this one predicts noise")
     return family, method
 
 
 def _build_parts(
-    config: TrainNetworkConfig,
+    config: TrainingConfig,
     accelerator: Accelerator,
     family: Family,
     method: Method,
@@ -338,7 +262,7 @@ def _build_parts(
     )
 
 
-def _refuse_clashes(config: TrainNetworkConfig, schedule: Schedule, point: ResumePoint | None) -> None:
+def _refuse_clashes(config: TrainingConfig, schedule: Schedule, point: ResumePoint | None) -> None:
     first = point.progress.step if point else 0
     plan = plan_saves(config.saving, schedule.epoch_ends, first_step=first, total_steps=schedule.total_steps)
     again = written_again(config.saving, plan, point.parents, first_step=first) if point else frozenset()
@@ -346,9 +270,10 @@ def _refuse_clashes(config: TrainNetworkConfig, schedule: Schedule, point: Resum
         raise ConfigError([problem])
 
 
-def _refuse_small_disk(config: TrainNetworkConfig, schedule: Schedule, progress: Progress, method: Method) -> None:
+def _refuse_small_disk(config: TrainingConfig, schedule: Schedule, progress: Progress, method: Method) -> None:
     trained = sum(p.numel() for group in method.groups() for p in group.parameters)
-    if problem := disk_problem(config, schedule, progress.step, trained * 4):
+    saved = method.num_saved()
+    if problem := disk_problem(config.saving, schedule, progress.step, num_saved=saved, num_trained=trained):
         raise ConfigError([problem])
 
 
@@ -362,19 +287,19 @@ class Where:
         self.progress = progress
 
 
-def _depends(config: TrainNetworkConfig, training_set: TrainingSet, accelerator: Accelerator) -> dict[str, Any]:
+def _depends(config: TrainingConfig, training_set: TrainingSet, accelerator: Accelerator) -> dict[str, Any]:
     """What must be the same for a run to go on as it was. Two processes may become one with twice the accumulation."""
     flat = config.flat()
-    groups = (config.noise, config.timesteps, config.loss, config.schedule, config.adapter)
+    groups = (config.noise, config.timesteps, config.loss, config.schedule, config.method, config.optimizer)
+    # network_weights is where a run began, and it goes on from its state
+    left_out = {"network_weights", "optimizer_type", *OLDER_FLAGS}
     names = (
-        *("seed", "clip_skip", "max_token_length", "weighted_captions", "mixed_precision"),
-        *("learning_rate", "unet_lr", "text_encoder_lr", "optimizer_args", "max_grad_norm", "prior_loss_weight"),
+        *("seed", "clip_skip", "max_token_length", "weighted_captions", "mixed_precision", "prior_loss_weight"),
         *("zero_terminal_snr", *(name for group in groups for name in type(group).model_fields)),
     )
-    names = tuple(name for name in names if name != "network_weights")  # where a run began; it goes on from its state
     accumulated = config.length.gradient_accumulation_steps * accelerator.num_processes
     return {
-        **{name: flat[name] for name in names},
+        **{name: flat[name] for name in names if name not in left_out},
         "optimizer_type": config.optimizer.kind,
         "gradient_accumulation_steps": accumulated,
         "dataset": fingerprint_of(training_set),
@@ -432,3 +357,16 @@ class Requests:
             broadcast_object_list(shared)
             found = shared[0]
         return frozenset(found)
+
+
+def training_task(config: type[TrainingConfig], *, about: str) -> Task:
+    """A training as a task: all run, are checked and are named the same way."""
+    return Task(
+        name=config.task,
+        about=about,
+        config=config,
+        run=run,
+        check=check,
+        name_of=lambda config: str(config.saving.output_name),
+        output_dir_of=lambda config: Path(config.saving.output_dir),
+    )
