@@ -188,6 +188,7 @@ def test_doubts(folder: Path, more: dict[str, Any], said: list[str]) -> None:
 def test_flags_that_the_model_disproves(tiny_sdxl_folder: Path) -> None:
     with pytest.raises(ConfigError, match="v2: .*is Stable Diffusion XL, not Stable Diffusion 2"):
         load(tiny_sdxl_folder, v2=True)
+    load(tiny_sdxl_folder, sdxl=True)
 
 
 def test_single_files(folder: Path, tmp_path: Path) -> None:

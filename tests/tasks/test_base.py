@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.store import Sourced
+from trainer.tasks import commands
 from trainer.tasks.base import all_problems
 from trainer.tasks.train_network import TASK
 
@@ -39,3 +40,7 @@ def test_what_depends_on_a_wrong_value_is_not_judged(tmp_path: Path) -> None:
         "resolution",
         "pretrained_model_name_or_path",
     }
+
+
+def test_scripts_of_kohyas_are_tasks() -> None:
+    assert {"train_network", "train_db", "fine_tune", "sdxl_train_network", "sdxl_train"} <= commands().keys()

@@ -64,6 +64,9 @@ class ModelOptions(Options):
     v2: bool = opt(False, label="Stable Diffusion 2")
     """Say that the base model is Stable Diffusion 2. The file itself decides; a contradiction is an error."""
 
+    sdxl: bool = opt(False, label="Stable Diffusion XL")
+    """Say that the base model is Stable Diffusion XL. The file itself decides; a contradiction is an error."""
+
     v_parameterization: bool = opt(False, label="V-prediction")
     """Say that the base model predicts velocity instead of noise. A model that states otherwise is an error."""
 
@@ -217,8 +220,10 @@ def contradictions(options: ModelOptions, facts: ModelFacts) -> list[Problem]:
     """Flags of the user's that the model itself disproves."""
     found = []
     path = options.pretrained_model_name_or_path
-    if options.v2 and facts.kind != "sd2":
-        found.append(Problem("v2", f"{path} is {facts.detail}, not Stable Diffusion 2", "true", remedy="Turn v2 off"))
+    for flag, kind, name in (("v2", "sd2", "Stable Diffusion 2"), ("sdxl", "sdxl", "Stable Diffusion XL")):
+        if vars(options)[flag] and facts.kind != kind:
+            said = f"{path} is {facts.detail}, not {name}"
+            found.append(Problem(flag, said, "true", remedy=f"Turn {flag} off"))
     if options.v_parameterization and facts.prediction == "epsilon":
         found.append(
             Problem(

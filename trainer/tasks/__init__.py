@@ -16,10 +16,22 @@ from trainer.tasks.base import Command, Task
 T = TypeVar("T")
 
 
+KOHYA_NAMES: Mapping[str, tuple[str, str]] = {
+    "sdxl_train_network": ("train_network", "--sdxl"),
+    "sdxl_train": ("fine_tune", "--sdxl"),
+}
+"""Scripts of sd-scripts that are another task here with a flag, which the model has to agree with."""
+
+
 @cache
 def commands() -> Mapping[str, Command]:
     """Every command by name."""
-    return {command.name: command for command in _found("COMMAND", Command)}
+    own = {command.name: command for command in _found("COMMAND", Command)}
+    return {**own, **{name: _with_flag(name, own[of], flag) for name, (of, flag) in KOHYA_NAMES.items()}}
+
+
+def _with_flag(name: str, command: Command, flag: str) -> Command:
+    return Command(name, f"The same as {command.name} {flag}.", lambda argv: command.main([*argv, flag]))
 
 
 @cache

@@ -18,7 +18,5 @@ class FineTuneConfig(WholeModelConfig):
     method: FineTuneOptions
 
 
-TASK = training_task(
-    FineTuneConfig, about="Train a whole Stable Diffusion 1, 2 or XL model on many captioned pictures."
-)
+TASK = training_task(FineTuneConfig, about="Train a whole Stable Diffusion model on many captioned pictures.")
 COMMAND = TASK.command()

@@ -22,5 +22,5 @@ class TrainDbConfig(WholeModelConfig):
     method: DreamBoothOptions
 
 
-TASK = training_task(TrainDbConfig, about="Teach a whole Stable Diffusion 1, 2 or XL model a subject (DreamBooth).")
+TASK = training_task(TrainDbConfig, about="Teach a whole Stable Diffusion model a subject (DreamBooth).")
 COMMAND = TASK.command()

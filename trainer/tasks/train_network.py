@@ -43,5 +43,5 @@ class TrainNetworkConfig(TrainingConfig):
             yield Problem("network_weights", "cannot go with resume", str(self.method.network_weights), remedy=remedy)
 
 
-TASK = training_task(TrainNetworkConfig, about="Train a LoRA on a Stable Diffusion 1, 2 or XL model.")
+TASK = training_task(TrainNetworkConfig, about="Train a LoRA on a Stable Diffusion model.")
 COMMAND = TASK.command()
