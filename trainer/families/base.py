@@ -44,7 +44,7 @@ class ModelOptions(Options):
     title: ClassVar[str] = "Model"
 
     pretrained_model_name_or_path: str = opt(..., level="basic", widget="model", label="Base model", min_length=1)
-    """The model to start from: a single .safetensors file or a folder in the diffusers layout."""
+    """The model to start from: a single .safetensors or .ckpt file, or a folder in the diffusers layout."""
 
     model_config_folder: Path | None = opt(None, widget="folder", aliases=("model_config",), label="Model config")
     """Folder in the diffusers layout whose config files describe a single-file model of unusual sizes; needed only
