@@ -24,7 +24,7 @@ from trainer.maths.losses import LossOptions, prediction_problems
 from trainer.maths.noise import NoiseOptions
 from trainer.memory import MemoryOptions, device_problems
 from trainer.optim.optimizers import OptimizerOptions
-from trainer.optim.schedules import ScheduleOptions
+from trainer.optim.schedules import ScheduleOptions, problems_with
 from trainer.tasks.base import Task
 from trainer.tasks.debug_dataset import DebugOptions, dir_problems
 from trainer.tasks.metadata import MetadataOptions
@@ -67,6 +67,7 @@ class TrainNetworkConfig(RunConfig):
         if self.resume.resume and self.adapter.network_weights:
             remedy = "resume goes on with a run; network_weights begins a new one from a LoRA"
             yield Problem("network_weights", "cannot go with resume", str(self.adapter.network_weights), remedy=remedy)
+        yield from problems_with(self.schedule, self.optimizer)
 
 
 # before anything loads
