@@ -71,13 +71,16 @@ KNOWN: Mapping[str, Known] = {
     "SGDNesterov8bit": Known("bitsandbytes.optim", "SGD8bit", _NESTEROV),
     "CAME": Known("pytorch_optimizer", "CAME"),
     "AdaFactor": Known("transformers.optimization", "Adafactor", {"relative_step": True}, "AdaFactor"),
-    # what is added are the defaults of the dadaptation package, where they are others
+    # what is added are the defaults of the dadaptation package, where they are others; with them these give its numbers,
+    # which pytorch_optimizer's DAdaptAdan does not: it squares a square
     "DAdaptation": _adapts("DAdaptAdam"),
     "DAdaptAdam": _adapts("DAdaptAdam"),
     "DAdaptAdaGrad": _adapts("DAdaptAdaGrad"),
-    "DAdaptAdan": _adapts("DAdaptAdan", {"weight_decay": 0.02}),
     "DAdaptLion": _adapts("DAdaptLion", {"betas": (0.9, 0.99), "weight_decouple": True}),
     "DAdaptSGD": _adapts("DAdaptSGD", {"momentum": 0.0}),
+    "DAdaptAdamPreprint": Known("dadaptation.experimental", "DAdaptAdamPreprint", trait="finds rate"),
+    "DAdaptAdan": Known("dadaptation", "DAdaptAdan", trait="finds rate"),
+    "DAdaptAdanIP": Known("dadaptation.experimental", "DAdaptAdanIP", trait="finds rate"),
     "Prodigy": _adapts("Prodigy"),
     "AdamWScheduleFree": _averages("ScheduleFreeAdamW"),
     "RAdamScheduleFree": _averages("ScheduleFreeRAdam"),
@@ -120,7 +123,8 @@ class OptimizerOptions(Options):
     """Optimizer by name; capitals do not matter: AdamW, AdamW8bit (less memory), PagedAdamW8bit (still less), Lion
     (at a third of AdamW's rate), Lion8bit, PagedLion8bit, SGDNesterov, SGDNesterov8bit, CAME; AdaFactor, which finds
     the size of its steps itself unless relative_step=False is among its arguments; DAdaptation (DAdaptAdam),
-    DAdaptAdaGrad, DAdaptAdan, DAdaptLion, DAdaptSGD and Prodigy, which find the rate themselves, so that learning rates
+    DAdaptAdaGrad, DAdaptLion, DAdaptSGD, Prodigy and, from the dadaptation package, DAdaptAdan, DAdaptAdanIP and
+    DAdaptAdamPreprint, which find the rate themselves, so that learning rates
     are factors on it and 1 is usual; AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree, which need no schedule; any
     other class of torch.optim; or one of bitsandbytes.optim, pytorch_optimizer or transformers.optimization with its
     module (pytorch_optimizer.AdEMAMix)."""
@@ -219,7 +223,7 @@ def known_of(kind: str) -> Known | None:
     if not _is_ours(module):
         return None
     root = module.partition(".")[0]
-    same = (k for k in KNOWN.values() if k.name == name and k.module.partition(".")[0] == root)
+    same = (k for k in KNOWN.values() if k.name == name and (k.module.startswith(root) or k.trait == "finds rate"))
     found = next(same, Known(module, name))
     return Known(module, name, trait=found.trait, renames=found.renames)
 

@@ -55,10 +55,11 @@ class Share:
 
     def of_decay(self, group: dict[str, Any]) -> float:
         """What weight decay is to be multiplied with: by units where it goes by way of the gradient, else by rate."""
-        fixed = group.get("fixed_decay")
-        if fixed is not None and not group["weight_decouple"]:
+        # dadaptation says decouple, pytorch_optimizer both others; the Adans' decay never goes by the gradient
+        by_gradient = group.get("decouple") is False or ("fixed_decay" in group and not group["weight_decouple"])
+        if by_gradient:
             return self.unit**2
-        return 1.0 if fixed else self.of_rate
+        return 1.0 if group.get("fixed_decay") else self.of_rate
 
 
 class _Shared:
