@@ -236,8 +236,7 @@ def test_schedules_and_optimizers_that_do_not_go_together(
     assert [(problem.option, problem.severity) for problem in said] == found
 
 
-def test_warmup_counts_steps_of_the_run_whatever_the_processes() -> None:
-    """The length of a warm-up is in the run's own steps: nothing in a schedule asks for the number of processes."""
+def test_warmup_counts_optimizer_steps() -> None:
     for warmup in (4, 0.1):
         chosen = ScheduleOptions(lr_scheduler="constant_with_warmup", lr_warmup_steps=warmup)
         assert curve(chosen, 40, 6) == [0, 0.25, 0.5, 0.75, 1, 1]

@@ -71,7 +71,7 @@ KNOWN: Mapping[str, Known] = {
     "SGDNesterov8bit": Known("bitsandbytes.optim", "SGD8bit", _NESTEROV),
     "CAME": Known("pytorch_optimizer", "CAME"),
     "AdaFactor": Known("transformers.optimization", "Adafactor", {"relative_step": True}, "AdaFactor"),
-    # what is added are the defaults of the dadaptation package, where they are others; with them these give its numbers,
+    # what is added are the dadaptation package's defaults, where they are others; with them these give its numbers,
     # which pytorch_optimizer's DAdaptAdan does not: it squares a square
     "DAdaptation": _adapts("DAdaptAdam"),
     "DAdaptAdam": _adapts("DAdaptAdam"),
