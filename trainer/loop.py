@@ -22,6 +22,7 @@ from trainer.maths.diffusion import Diffusion, TimestepOptions, draw_timesteps
 from trainer.maths.losses import LossOptions, error, level_weight, picture_loss
 from trainer.maths.noise import NoiseOptions, perturbed, sample_noise
 from trainer.maths.rng import derive
+from trainer.optim.shares import found_rates
 from trainer.schema import Options, opt
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from trainer.data.sampler import StepPlan
     from trainer.families.base import Conditioning, Family
     from trainer.methods.base import Method
+    from trainer.optim.averaged import InUse
 
 
 class LengthOptions(Options):
@@ -80,6 +82,7 @@ class Parts:
     conditioning: Callable[[LoadedBatch], Conditioning]
     optimizer: Optimizer
     schedule: LRScheduler
+    in_use: InUse
     accelerator: Accelerator
     maths: Maths
     max_grad_norm: float
@@ -170,9 +173,9 @@ def train(
             loss_average=sum(progress.recent_losses) / len(progress.recent_losses),
             grad_norm=grad_norm,
             seconds=now - began,
-            lr={group["name"]: group["lr"] for group in parts.optimizer.param_groups},
+            lr={group["name"]: float(group["lr"]) for group in parts.optimizer.param_groups},
             wanted=requests(),
-            figures=figures,
+            figures={**figures, **found_rates(parts.optimizer)},
         )
         for hook in hooks:
             hook.after_step(moment)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from trainer.events import Event, read_events
+from trainer.tasks import tasks
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,3 +108,26 @@ def new_place(tmp_path: Path, tiny_folder: Path) -> Callable[[str], Place]:
 def place(new_place: Callable[[str], Place]) -> Place:
     """One such folder."""
     return new_place("place ü 1")
+
+
+Train = Callable[..., list[Event]]
+
+
+@pytest.fixture
+def train(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
+    """Run a task to its end and return its events; it is to end well."""
+    monkeypatch.chdir(place.path)
+    handlers = list(logging.getLogger().handlers)
+
+    def run(task: str, *flags: str, steps: int = 3, name: str = "a") -> list[Event]:
+        argv = ["--pretrained_model_name_or_path", str(place.model), "--seed", "3", "--learning_rate", "1e-3"]
+        argv += ["--max_train_steps", str(steps), "--output_name", name, "--run_dir", f"runs/{name}", *flags]
+        code = tasks()[task].command().main(argv)
+        events = place.events(name)
+        assert code == 0, events[-1]
+        return events
+
+    yield run
+    for handler in set(logging.getLogger().handlers) - set(handlers):
+        logging.getLogger().removeHandler(handler)
+        handler.close()

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from tests.tasks.conftest import Place
+from tests.tasks.conftest import Place, Train
 from tests.tasks.test_train_network import losses, of, same_files
-from tests.tasks.test_whole_model import Train, train  # noqa: F401
 from trainer.events import Finished, Sample, Start, Warning
 
 PINNED = {
@@ -28,7 +27,7 @@ def test_three_steps(
     place: Place,
     train: Train,
     tiny_sd2_folder: Path,
-    tiny_sdxl_folder: Path,  # noqa: F811
+    tiny_sdxl_folder: Path,
 ) -> None:
     """Trained from the middle again: the same losses and the same file."""
     model = {"sd2": tiny_sd2_folder, "sdxl": tiny_sdxl_folder}[kind]
@@ -44,7 +43,7 @@ def test_three_steps(
     assert same_files(outputs / "a.safetensors", outputs / "b.safetensors")
 
 
-def test_what_a_lora_says_of_its_base_model(place: Place, train: Train, tiny_sdxl_folder: Path) -> None:  # noqa: F811
+def test_what_a_lora_says_of_its_base_model(place: Place, train: Train, tiny_sdxl_folder: Path) -> None:
     flags = ("--dataset_config", "d.toml", "--pretrained_model_name_or_path", str(tiny_sdxl_folder))
     train("train_network", *flags, "--cache_latents", "--cache_text_encoder_outputs", "--network_train_unet_only")
     with safe_open(place.path / "outputs" / "a.safetensors", "pt") as file:

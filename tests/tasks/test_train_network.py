@@ -105,6 +105,20 @@ def test_a_resumed_run_is_bit_identical(new_place: Callable[[str], Place], cut: 
     assert [Path(p).name for p in progress["parents"]] == ["a", "b"]
 
 
+def test_a_schedule_free_run_goes_on_exactly(place: Place) -> None:
+    """Drawing and saving show other weights in between, and must leave no trace."""
+    flags = ("--optimizer_type", "AdamWScheduleFree", "--text_encoder_lr", "5e-4")
+    whole = place.train(*flags, "--save_every_n_steps", "2", "--save_state", "--sample_every_n_steps", "5")
+    outputs = place.path / "outputs"
+    state = outputs / "a-step00000002-state"
+    rest = place.train(*flags, "--resume", str(state), run="b")
+    assert [x.hex() for x in losses(rest)] == [x.hex() for x in losses(whole)[2:]]
+    assert same_files(outputs / "a-state" / "trained.safetensors", outputs / "b-state" / "trained.safetensors")
+    assert same_files(outputs / "a.safetensors", outputs / "b.safetensors")
+    assert not same_files(outputs / "a.safetensors", outputs / "a-state" / "trained.safetensors")
+    assert "ScheduleFreeAdamW()" in (place.path / "runs" / "a" / "console.log").read_text()
+
+
 def test_workers_and_the_latent_cache_change_nothing(place: Place) -> None:
     runs = {
         name: place.train(*flags, run=name)
@@ -121,10 +135,13 @@ def test_workers_and_the_latent_cache_change_nothing(place: Place) -> None:
 
 
 def test_two_processes_equal_one_with_twice_the_accumulation(place: Place) -> None:
-    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *place.argv(run="two")]
+    warmup = ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", "3")
+    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *place.argv(*warmup, run="two")]
     env = {**ENV, "ACCELERATE_USE_CPU": "true"}
     subprocess.run(argv, cwd=place.path, env=env, check=True, capture_output=True, timeout=300)
-    one = place.train("--gradient_accumulation_steps", "2", run="one")
+    one = place.train(*warmup, "--gradient_accumulation_steps", "2", run="one")
+    rates = [step.lr["unet"] for step in of(Step, place.events("two")) if step.lr]
+    assert rates[:3] == pytest.approx([rates[-1] / 3, rates[-1] * 2 / 3, rates[-1]])
     assert losses(place.events("two")) == losses(one)
     assert same_files(place.path / "outputs" / "one.safetensors", place.path / "outputs" / "two.safetensors")
 

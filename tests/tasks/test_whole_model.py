@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,36 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.formats.test_single_file import load, weights
-from tests.tasks.conftest import Place
+from tests.tasks.conftest import Place, Train
 from tests.tasks.test_train_network import losses, of
 from trainer import config as run_config
 from trainer.errors import ConfigError
-from trainer.events import Event, Finished, Sample, Start, Warning
+from trainer.events import Finished, Sample, Start, Warning
 from trainer.formats.model_facts import read_header
 from trainer.store import Sourced
 from trainer.tasks import tasks
-
-Train = Callable[..., list[Event]]
-
-
-@pytest.fixture
-def train(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
-    """Run a task to its end and return its events; it is to end well."""
-    monkeypatch.chdir(place.path)
-    handlers = list(logging.getLogger().handlers)
-
-    def run(task: str, *flags: str, steps: int = 3, name: str = "a") -> list[Event]:
-        argv = ["--pretrained_model_name_or_path", str(place.model), "--seed", "3", "--learning_rate", "1e-3"]
-        argv += ["--max_train_steps", str(steps), "--output_name", name, "--run_dir", f"runs/{name}", *flags]
-        code = tasks()[task].command().main(argv)
-        events = place.events(name)
-        assert code == 0, events[-1]
-        return events
-
-    yield run
-    for handler in set(logging.getLogger().handlers) - set(handlers):
-        logging.getLogger().removeHandler(handler)
-        handler.close()
 
 
 def whole(path: Path) -> dict[str, torch.Tensor]:

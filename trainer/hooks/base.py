@@ -11,8 +11,8 @@ class Moment:
     """Where the run stands when hooks are called.
 
     step counts optimizer steps done, over resumed runs too; epoch counts from 1. epoch_ended and last say what this
-    step was; wanted holds what a person asked for since the step before ("save", "sample"). figures: what else a method
-    has to say for the log, by TensorBoard name.
+    step was; wanted holds what a person asked for since the step before ("save", "sample"). figures: what method and
+    optimizer have to say besides for the log, by TensorBoard name.
     """
 
     step: int

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from trainer.families.base import Family
     from trainer.methods.base import Method
+    from trainer.optim.averaged import InUse
 
 
 class SamplerOptions(Options):
@@ -64,13 +65,22 @@ class Sampling(Hook):
     """Draws every prompt with the model as it is; draws nothing from the training's random streams."""
 
     def __init__(
-        self, options: SamplingOptions, events: Events, folder: Path, *, family: Family, method: Method, seed: int
+        self,
+        options: SamplingOptions,
+        events: Events,
+        folder: Path,
+        *,
+        family: Family,
+        method: Method,
+        in_use: InUse,
+        seed: int,
     ) -> None:
         self._options = options
         self._events = events
         self._folder = folder
         self._family = family
         self._method = method
+        self._in_use = in_use
         self._seed = seed
 
     def begin(self, moment: Moment) -> None:
@@ -98,7 +108,8 @@ class Sampling(Hook):
         for index, line in enumerate(lines):
             self._events.phase("sampling", index, len(lines))
             request = self._request(line, index)
-            picture = self._family.sample(self._method.denoiser, self._method.text_encoders, request)
+            with self._in_use():
+                picture = self._family.sample(self._method.denoiser, self._method.text_encoders, request)
             name = f"step{moment.step:08d}_{index:02d}.png"
             save_png(picture, self._folder / name, request, remark=f"Training step: {moment.step}")
             drawn = Sample(moment.step, index, f"{self._folder.name}/{name}", request.prompt, request.seed or 0)

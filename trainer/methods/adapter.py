@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from trainer.adapters.base import AdapterOptions, build_adapter
 from trainer.errors import ConfigError, Problem
@@ -23,6 +23,8 @@ DENOISER = "denoiser"
 
 class AdapterOptimizerOptions(OptimizerOptions):
     """How fast an adapter's parts learn."""
+
+    rates: ClassVar[tuple[str, ...]] = ("learning_rate", "unet_lr", "text_encoder_lr")
 
     unet_lr: float | None = opt(None, ge=0, label="U-Net learning rate")
     """Rate of the denoiser; unset means the learning rate, 0 means it is not trained."""

@@ -27,6 +27,8 @@ UPDATES = "updates"
 class FullOptimizerOptions(OptimizerOptions):
     """How fast a model's parts learn."""
 
+    rates: ClassVar[tuple[str, ...]] = ("learning_rate", "learning_rate_te")
+
     learning_rate_te: float | None = opt(None, ge=0, label="Text encoder learning rate")
     """Rate of the text encoder, where it is trained; unset means the learning rate, 0 means it is not trained."""
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import model_validator
+
 from trainer.errors import ConfigError, Problem
 from trainer.lazy import diffusers, torch, transformers
 from trainer.optim import arguments
+from trainer.optim.optimizers import OptimizerOptions
 from trainer.schema import Options, nearest, opt
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ Name = Literal[
     "inverse_sqrt",
     "warmup_stable_decay",
     "piecewise_constant",
+    "adafactor",
 ]
 
 USED_BY: Mapping[str, tuple[Name, ...]] = {
@@ -35,6 +39,12 @@ USED_BY: Mapping[str, tuple[Name, ...]] = {
     "lr_decay_steps": ("warmup_stable_decay",),
 }
 
+TAKE_ARGUMENTS = ("piecewise_constant", "adafactor")
+"""Schedules with arguments in lr_scheduler_args."""
+
+ONE_FOR_ALL = ("CyclicLR", "OneCycleLR")
+"""Schedules of torch that give every group the same rate, as those with an eta_min do."""
+
 
 class ScheduleOptions(Options):
     """How the learning rate changes over the run."""
@@ -44,7 +54,8 @@ class ScheduleOptions(Options):
     lr_scheduler: Name = opt("constant", label="Schedule")
     """How the rate changes over the run: constant; falling to 0 by a line, a cosine, several cosines (with restarts) or
     a power (polynomial); by a cosine to a part of itself (with_min_lr); with 1/sqrt of the step; constant with an end
-    that falls (warmup_stable_decay); or in steps you write (piecewise_constant)."""
+    that falls (warmup_stable_decay); in steps you write (piecewise_constant); or as AdaFactor finds it (adafactor or
+    adafactor_scheduler; the rate after a colon, as in adafactor:1e-3, is what the log shows before the first step)."""
 
     lr_warmup_steps: int | float = opt(0, ge=0, label="Warm-up", unit="steps")
     """Steps in which the rate rises from 0; a number below 1 is a part of the whole run (0.1 is a tenth)."""
@@ -70,7 +81,17 @@ class ScheduleOptions(Options):
 
     lr_scheduler_args: list[str] = opt([], aliases=("scheduler_args",), label="Schedule arguments")
     """Arguments of lr_scheduler_type as key=value, such as T_0=20; for piecewise_constant the steps, such as
-    step_rules="1:100,0.1:200,0.01" (factor:until step, ..., the last factor)."""
+    step_rules="1:100,0.1:200,0.01" (factor:until step, ..., the last factor); for adafactor its initial_lr."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_names(cls, values: Any) -> Any:
+        """adafactor_scheduler, and adafactor:1e-3 with the rate put among the arguments."""
+        name, colon, rate = str(values.get("lr_scheduler", "")).partition(":")
+        if name not in ("adafactor", "adafactor_scheduler"):
+            return values
+        more = {"lr_scheduler_args": [*values.get("lr_scheduler_args", ()), f"initial_lr={rate}"]} if colon else {}
+        return {**values, "lr_scheduler": "adafactor", **more}
 
     def problems(self) -> Iterator[Problem]:
         """Lengths that are no lengths, and options that the chosen schedule does not have."""
@@ -78,13 +99,11 @@ class ScheduleOptions(Options):
             steps = getattr(self, name)
             if steps >= 1 and steps != int(steps):
                 yield Problem(name, "should be a whole number of steps, or a part of the run below 1", str(steps))
-        if self.lr_scheduler == "constant" and self.lr_warmup_steps and not self.lr_scheduler_type:
-            yield Problem(
-                "lr_warmup_steps",
-                "the constant schedule has no warm-up",
-                str(self.lr_warmup_steps),
-                remedy="Use lr_scheduler constant_with_warmup, or set lr_warmup_steps to 0",
-            )
+        if self.lr_scheduler in ("constant", "adafactor") and self.lr_warmup_steps and not self.lr_scheduler_type:
+            other = "lr_scheduler constant_with_warmup" if self.lr_scheduler == "constant" else "warmup_init=True"
+            remedy = f"Use {other}, or set lr_warmup_steps to 0"
+            said = f"the {self.lr_scheduler} schedule has no warm-up"
+            yield Problem("lr_warmup_steps", said, str(self.lr_warmup_steps), remedy=remedy)
         if self.lr_scheduler == "cosine_with_min_lr" and self.lr_scheduler_min_lr_ratio is None:
             remedy = "Set it to 0.1, say; or use cosine, which ends at 0"
             yield Problem("lr_scheduler_min_lr_ratio", "is needed by cosine_with_min_lr", remedy=remedy)
@@ -101,7 +120,7 @@ class ScheduleOptions(Options):
             value = getattr(self, name)
             if value != type(self).model_fields[name].default and chosen not in users:
                 yield Problem(name, f"is not used by {chosen}", str(value), severity="warning")
-        if self.lr_scheduler_args and not self.lr_scheduler_type and self.lr_scheduler != "piecewise_constant":
+        if self.lr_scheduler_args and not self.lr_scheduler_type and self.lr_scheduler not in TAKE_ARGUMENTS:
             said = f"are not used by {chosen}; they belong to lr_scheduler_type"
             yield Problem("lr_scheduler_args", said, " ".join(self.lr_scheduler_args), severity="warning")
 
@@ -147,13 +166,42 @@ def argument_problems(options: ScheduleOptions) -> list[Problem]:
     return arguments.unknown("lr_scheduler_args", options.arguments(), takes, ours=("optimizer",))
 
 
-def build(options: ScheduleOptions, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """A torch scheduler to step once after each optimizer step."""
+def problems_with(options: ScheduleOptions, optimizer: OptimizerOptions) -> Iterator[Problem]:
+    """What of a schedule does not go with the optimizer."""
+    chosen = options.lr_scheduler_type or options.lr_scheduler
+    if optimizer.finds_steps and chosen not in ("constant", "adafactor"):
+        said = "cannot be used: AdaFactor finds the size of its steps itself"
+        remedy = "Use lr_scheduler adafactor, or optimizer_args relative_step=False"
+        yield Problem(_where(options), said, chosen, remedy=remedy)
+    if chosen == "adafactor" and not optimizer.finds_steps:
+        said = "belongs to optimizer_type AdaFactor with relative_step=True"
+        yield Problem("lr_scheduler", said, chosen, remedy="Use another schedule, such as constant")
+    if optimizer.trait == "averages" and chosen not in ("constant", "constant_with_warmup"):
+        said = f"is not needed: {optimizer.kind} averages its weights instead of lowering the rate, and will do both"
+        yield Problem(_where(options), said, chosen, remedy="constant is usual", severity="warning")
+    same_for_all = chosen in ONE_FOR_ALL or options.arguments().get("eta_min")
+    if optimizer.trait == "finds rate" and options.lr_scheduler_type and same_for_all:
+        said = f"does not keep the share of each part's rate, which {optimizer.kind} needs"
+        yield Problem("lr_scheduler_type", said, chosen, remedy="Use another, or leave eta_min out")
+
+
+def _where(options: ScheduleOptions) -> str:
+    return "lr_scheduler_type" if options.lr_scheduler_type else "lr_scheduler"
+
+
+def build(
+    options: ScheduleOptions, optimizer: Optimizer, total_steps: int, *, initial_rate: float = 0.0
+) -> LRScheduler:
+    """A torch scheduler to step once after each optimizer step. initial_rate: what the log shows before AdaFactor's
+    first step, unless lr_scheduler_args say."""
     if problems := argument_problems(options):
         raise ConfigError(problems)
     scheduler: LRScheduler
     try:
-        if options.lr_scheduler_type:
+        if _finds_steps(optimizer):
+            rate = options.arguments().get("initial_lr", initial_rate)
+            scheduler = transformers.optimization.AdafactorSchedule(optimizer, rate)
+        elif options.lr_scheduler_type:
             scheduler = _torch_schedules()[options.lr_scheduler_type](optimizer, **options.arguments())
         elif options.lr_scheduler == "piecewise_constant":
             scheduler = diffusers.optimization.get_piecewise_constant_schedule(optimizer, **options.arguments())
@@ -168,6 +216,11 @@ def build(options: ScheduleOptions, optimizer: Optimizer, total_steps: int) -> L
     except (TypeError, ValueError) as error:
         raise ConfigError([Problem("lr_scheduler_args", str(error), " ".join(options.lr_scheduler_args))]) from error
     return scheduler
+
+
+def _finds_steps(optimizer: Optimizer) -> bool:
+    group = optimizer.param_groups[0]
+    return group["lr"] is None and bool(group["relative_step"])
 
 
 def _torch_schedules() -> dict[str, Callable[..., LRScheduler]]:

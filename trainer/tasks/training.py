@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from trainer.families.base import Family
     from trainer.methods.base import Method
     from trainer.tasks.debug_dataset import DebugDatasetConfig, ShownOptions
+
+log = logging.getLogger("trainer")
 
 
 def look_at(
@@ -112,25 +115,30 @@ def run(config: TrainingConfig, folder: RunFolder, events: Events) -> None:
         config.saving,
         events,
         folder,
-        export=Export(
-            config.metadata,
-            config.optimizer,
-            config.flat(),
-            family=family,
-            method=method,
-            training_set=training_set,
-            schedule=schedule,
+        export=InUseExport(
+            parts,
+            Export(
+                config.metadata,
+                config.optimizer,
+                config.flat(),
+                family=family,
+                method=method,
+                training_set=training_set,
+                schedule=schedule,
+            ),
         ),
         save_state=StateWriter(parts, where, depends, folder, point),
         num_epochs=schedule.epochs,
         is_main=accelerator.is_main_process,
     )
+    sampling = Sampling(
+        config.sampling, events, folder.samples, family=family, method=method, in_use=parts.in_use, seed=seed
+    )
     hooks: list[Hook] = [
         Tracking(config.tracking, events, folder.path, is_main=accelerator.is_main_process),
-        *([Sampling(config.sampling, events, folder.samples, family=family, method=method, seed=seed)]
-          if accelerator.is_main_process else []),
+        *([sampling] if accelerator.is_main_process else []),
         saving,
-    ]  # fmt: skip
+    ]
     events.phase("training")
     finished = train(
         parts,
@@ -231,9 +239,12 @@ def _build_parts(
 ) -> Parts:
     """Optimizer, schedule, data and the prepared modules."""
     from trainer.data.loader import Loader
-    from trainer.optim import optimizers, schedules
+    from trainer.optim import averaged, optimizers, schedules
 
     optimizer = optimizers.build(config.optimizer, method.groups())
+    if accelerator.is_main_process:
+        log.info("optimizer %s", optimizers.described(config.optimizer))
+    rate = config.optimizer.learning_rate
     modules = method.modules()
     *prepared, prepared_optimizer = accelerator.prepare(*modules.values(), optimizer)
     method.use_prepared(dict(zip(modules, prepared, strict=True)))
@@ -253,7 +264,8 @@ def _build_parts(
         latents=latents_of(config, family, training_set, accelerator, events),
         conditioning=conditioning_of(config, family, method, captions, accelerator, events),
         optimizer=prepared_optimizer,
-        schedule=schedules.build(config.schedule, optimizer, schedule.total_steps),
+        schedule=schedules.build(config.schedule, optimizer, schedule.total_steps, initial_rate=rate),
+        in_use=averaged.in_use(optimizer),
         accelerator=accelerator,
         maths=Maths(config.noise, config.timesteps, config.loss),
         max_grad_norm=config.optimizer.max_grad_norm,
@@ -304,6 +316,18 @@ def _depends(config: TrainingConfig, training_set: TrainingSet, accelerator: Acc
         "gradient_accumulation_steps": accumulated,
         "dataset": fingerprint_of(training_set),
     }
+
+
+@dataclass(frozen=True)
+class InUseExport:
+    """Exports the weights to be used, which are not those that train with every optimizer."""
+
+    parts: Parts
+    export: Callable[[Path, Moment], Path]
+
+    def __call__(self, path: Path, moment: Moment) -> Path:
+        with self.parts.in_use():
+            return self.export(path, moment)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from trainer.maths.losses import LossOptions, prediction_problems
 from trainer.maths.noise import NoiseOptions
 from trainer.memory import MemoryOptions, device_problems
 from trainer.optim.optimizers import OptimizerOptions
-from trainer.optim.schedules import ScheduleOptions
+from trainer.optim.schedules import ScheduleOptions, problems_with
 from trainer.schema import Options
 from trainer.tasks.debug_dataset import DebugOptions, dir_problems
 from trainer.tasks.metadata import MetadataOptions
@@ -82,6 +82,7 @@ class TrainingConfig(RunConfig, ABC):
             said = "cannot be used while the text encoder trains: its answers change with every step"
             name = "cache_text_encoder_outputs" + ("" if self.data.cache_text_encoder_outputs else "_to_disk")
             yield Problem(name, said, remedy=f"{remedy}, or turn it off")
+        yield from problems_with(self.schedule, self.optimizer)
 
 
 def check(config: TrainingConfig) -> list[Problem]:
