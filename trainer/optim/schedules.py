@@ -90,7 +90,7 @@ class ScheduleOptions(Options):
         name, colon, rate = str(values.get("lr_scheduler", "")).partition(":")
         if name not in ("adafactor", "adafactor_scheduler"):
             return values
-        more = {"lr_scheduler_args": [*values.get("lr_scheduler_args", ()), f"initial_lr={rate}"]} if colon else {}
+        more = {"lr_scheduler_args": [*(values.get("lr_scheduler_args") or ()), f"initial_lr={rate}"]} if colon else {}
         return {**values, "lr_scheduler": "adafactor", **more}
 
     def problems(self) -> Iterator[Problem]:
