@@ -9,7 +9,15 @@ import pytest
 
 from trainer.events import Events
 from trainer.hooks.base import Moment
-from trainer.hooks.saving import Plan, Saving, SavingOptions, clash_problem, plan_saves, written_again
+from trainer.hooks.saving import (
+    ModelSavingOptions,
+    Plan,
+    Saving,
+    SavingOptions,
+    clash_problem,
+    plan_saves,
+    written_again,
+)
 from trainer.run_folder import Job, RunFolder, SavedFile, sha256_file
 
 
@@ -61,12 +69,17 @@ def test_a_finished_model_and_a_changed_file_are_never_written_over(options: Sav
     assert problem is not None and "house-step00000020.safetensors exists already, and 1 more" in problem.message
 
 
-def left(tmp_path: Path, *, steps: int, steps_an_epoch: int, **options: object) -> set[str]:
+def left(
+    tmp_path: Path, *, steps: int, steps_an_epoch: int, kind: type[SavingOptions] = SavingOptions, **options: object
+) -> set[str]:
     """What lies in the output folder after a run that writes a line in place of each model and resume point."""
-    saving_options = SavingOptions(output_dir=tmp_path / "out", output_name="a", **options)  # type: ignore[arg-type]
+    saving_options = kind(output_dir=tmp_path / "out", output_name="a", **options)  # type: ignore[arg-type]
     run = RunFolder.create(tmp_path / "runs", "a")
 
     def export(path: Path, moment: Moment) -> Path:
+        if not path.suffix:  # a model that is a folder
+            path.mkdir()
+            path = path / "x"
         path.write_text(str(moment.step))
         return path
 
@@ -97,6 +110,18 @@ def test_step_saves_no_older_than_asked_are_kept(tmp_path: Path) -> None:
 def test_the_last_epoch_saves_are_kept(tmp_path: Path) -> None:
     names = left(tmp_path, steps=20, steps_an_epoch=2, save_every_n_epochs=2, save_last_n_epochs=3)
     assert names == {f"a-{n:06}.safetensors" for n in (4, 6, 8)} | {"a.safetensors"}
+
+
+@pytest.mark.parametrize(("form", "ending"), [("ckpt", ".ckpt"), ("diffusers", ""), ("diffusers_safetensors", "")])
+def test_models_of_every_form_are_named_and_deleted_alike(tmp_path: Path, form: str, ending: str) -> None:
+    options = {
+        "save_model_as": form,
+        "save_every_n_steps": 10,
+        "save_last_n_steps": 10,
+        "save_state_on_train_end": True,
+    }
+    names = left(tmp_path, steps=40, steps_an_epoch=10, kind=ModelSavingOptions, **options)
+    assert names == {f"a-step{n:08}{ending}" for n in (20, 30)} | {f"a{ending}", "a-state"}
 
 
 def test_resume_points_are_kept_longer_or_shorter(tmp_path: Path) -> None:

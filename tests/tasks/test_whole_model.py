@@ -17,7 +17,7 @@ from tests.tasks.conftest import Place, Train
 from tests.tasks.test_train_network import losses, of
 from trainer import config as run_config
 from trainer.errors import ConfigError
-from trainer.events import Finished, Sample, Start, Warning
+from trainer.events import Finished, Sample, Start
 from trainer.formats.model_facts import read_header
 from trainer.store import Sourced
 from trainer.tasks import tasks
@@ -37,13 +37,12 @@ def differing(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) 
 def test_dreambooth_trains_saves_and_the_folder_draws_the_trainers_own_picture(place: Place, train: Train) -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    flags = ("--dataset_config", "d.toml", "--save_model_as", "diffusers", "--save_every_n_steps", "1")
-    flags += ("--save_last_n_steps", "1", "--sample_prompts", "p.txt", "--sample_every_n_steps", "100")
-    events = train("train_db", *flags, "--prior_loss_weight", "0.5", "--training_comment", "mine")
+    flags = ("--dataset_config", "d.toml", "--save_model_as", "diffusers", "--sample_prompts", "p.txt")
+    events = train("train_db", *flags, "--sample_every_n_steps", "100", "--prior_loss_weight", "0.5")
     assert losses(events) == pytest.approx(DREAMBOOTH, rel=1e-4)
     assert set(of(Start, events)[0].trainable_parameters) == {"unet", "textencoder"}
     outputs = place.path / "outputs"
-    assert {p.name for p in outputs.iterdir() if p.is_dir()} == {"a", "a-step00000001", "a-step00000002"}
+    assert {p.name for p in outputs.iterdir() if p.name[0] != "."} == {"a"}
     assert isinstance(events[-1], Finished) and Path(events[-1].path) == outputs / "a"
     assert differing(whole(outputs / "a"), whole(place.model)) == {"denoiser", "text_encoder"}
 
@@ -91,10 +90,10 @@ def test_fine_tuning_from_metadata_leaves_the_text_encoder_and_saves_a_ckpt(plac
     flags = ("--in_json", "meta.json", "--train_data_dir", "pics", "--resolution", "64")
     events = train("fine_tune", *flags, "--save_model_as", "ckpt", "--cache_text_encoder_outputs", "--cache_latents")
     assert losses(events) == pytest.approx(FINE_TUNED, rel=1e-4)
-    assert set(of(Start, events)[0].trainable_parameters) == {"unet"} and not of(Warning, events)
+    assert set(of(Start, events)[0].trainable_parameters) == {"unet"}
     read = torch.load(place.path / "outputs" / "a.ckpt", weights_only=True)
     assert set(read) == {"epoch", "global_step", "state_dict"} and read["global_step"] == 3
-    assert {path.name for path in (place.path / "outputs").iterdir()} == {"a.ckpt"}
+    assert {path.name for path in (place.path / "outputs").iterdir() if path.name[0] != "."} == {"a.ckpt"}
 
     same = train("fine_tune", *flags, name="b")
     assert losses(same) == losses(events)

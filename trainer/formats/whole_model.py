@@ -30,12 +30,17 @@ def write_ckpt(source: Path, path: Path, *, epoch: int, step: int) -> Path:
             torch.save({"epoch": epoch, "global_step": step, "state_dict": tensors}, part)
         except RuntimeError as error:  # how torch says that the disk is full
             raise OSError(str(error).splitlines()[0]) from error
-        read: dict[str, Tensor] = torch.load(part, weights_only=True, mmap=True, map_location="cpu")["state_dict"]
-        if read.keys() != tensors.keys():
-            raise ModelError(f"{part} does not hold what was written to it")
-        for name, tensor in tensors.items():
-            verify_tensor(part, name, read[name], tensor)
+        _verify_ckpt(part, tensors)
     return path
+
+
+def _verify_ckpt(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """In a function of its own: Windows renames no file that is still mapped."""
+    read: dict[str, Tensor] = torch.load(path, weights_only=True, mmap=True, map_location="cpu")["state_dict"]
+    if read.keys() != tensors.keys():
+        raise ModelError(f"{path} does not hold what was written to it")
+    for name, tensor in tensors.items():
+        verify_tensor(path, name, read[name], tensor)
 
 
 def write_folder(parts: Mapping[str, nn.Module], path: Path, *, precision: str, add: Callable[[Path], None]) -> Path:
@@ -60,10 +65,11 @@ def write_folder(parts: Mapping[str, nn.Module], path: Path, *, precision: str, 
 
 def _write_part(part: Any, folder: Path, dtype: torch.dtype) -> None:
     """A stand-in without memory of its own is given the weights and saved, so that the part itself stays as it is."""
-    config = copy.deepcopy(part.config)
     with accelerate.init_empty_weights(include_buffers=False):
-        is_text = isinstance(part, transformers.PreTrainedModel)
-        stand_in = type(part)(config) if is_text else type(part).from_config(config)
+        if isinstance(part, transformers.PreTrainedModel):
+            stand_in: Any = type(part)(copy.deepcopy(part.config))
+        else:
+            stand_in = type(part).from_config(dict(part.config))
     tensors = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in part.state_dict().items()

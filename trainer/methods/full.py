@@ -122,6 +122,9 @@ class FullMethod(Method):
             module.requires_grad_(name in self._components)
         for parameter in family.idle_parameters():
             parameter.requires_grad_(False)
+        self._trained = {
+            name: tuple(p for p in self._bare[name].parameters() if p.requires_grad) for name in self._components
+        }
         self.train()
 
     @property
@@ -137,12 +140,9 @@ class FullMethod(Method):
 
     def groups(self) -> list[ParamGroup]:
         return [
-            ParamGroup(_log_name(name), name, self._trained_in(name), self._rates.rate(name))
-            for name in self._components
+            ParamGroup(_log_name(name), name, parameters, self._rates.rate(name))
+            for name, parameters in self._trained.items()
         ]
-
-    def _trained_in(self, component: str) -> tuple[nn.Parameter, ...]:
-        return tuple(p for p in self._bare[component].parameters() if p.requires_grad)
 
     def modules(self) -> dict[str, nn.Module]:
         return {name: self._bare[name] for name in self._components}
