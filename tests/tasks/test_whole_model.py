@@ -22,35 +22,10 @@ from trainer.formats.model_facts import read_header
 from trainer.store import Sourced
 from trainer.tasks import tasks
 
-<<<<<<< HEAD
-=======
-Train = Callable[..., list[Event]]
-
 DREAMBOOTH = [0.5634356, 1.0090549, 0.4993637]
 FINE_TUNED = [1.1175450, 0.9949830, 1.1544108]
 """The losses of three steps on the CPU in float32."""
 
-
-@pytest.fixture
-def train(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
-    """Run a task to its end and return its events; it is to end well."""
-    monkeypatch.chdir(place.path)
-    handlers = list(logging.getLogger().handlers)
-
-    def run(task: str, *flags: str, steps: int = 3, name: str = "a") -> list[Event]:
-        argv = ["--pretrained_model_name_or_path", str(place.model), "--seed", "3", "--learning_rate", "1e-3"]
-        argv += ["--max_train_steps", str(steps), "--output_name", name, "--run_dir", f"runs/{name}", *flags]
-        code = tasks()[task].command().main(argv)
-        events = place.events(name)
-        assert code == 0, events[-1]
-        return events
-
-    yield run
-    for handler in set(logging.getLogger().handlers) - set(handlers):
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-
->>>>>>> h5-full
 
 def whole(path: Path) -> dict[str, torch.Tensor]:
     """A saved model as our own loader reads it."""
