@@ -144,7 +144,7 @@ class StableDiffusion(Family):
         with (
             torch.no_grad(),
             _evaluating(unet, self.vae, *encoders),
-            _beside(self.vae, unet),
+            _beside(unet, self.vae, *encoders),
             self._autocast(unet),
         ):
             wanted, unwanted = (self.encode_prompts(encoders, [p]) for p in (request.prompt, request.negative_prompt))
@@ -276,14 +276,16 @@ def _prediction(facts: ModelFacts, scheduler_config: Mapping[str, Any]) -> Liter
 
 
 @contextlib.contextmanager
-def _beside(module: Any, other: Any) -> Iterator[None]:
-    """A module on another's device; the VAE leaves the card once latents are cached, and comes back to decode."""
-    before = module.device
-    module.to(other.device)
+def _beside(unet: Any, *modules: Any) -> Iterator[None]:
+    """Modules on the U-Net's device: those whose work is cached have left the card, and come back for a sample."""
+    before = [(module, module.device) for module in modules]
     try:
+        for module in modules:
+            module.to(unet.device)
         yield
     finally:
-        module.to(before)
+        for module, device in before:
+            module.to(device)
 
 
 @contextlib.contextmanager

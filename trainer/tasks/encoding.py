@@ -122,6 +122,9 @@ def conditioning_of(
     )
     for note in cache.notes:
         events.warning(note)
+    # the text encoders have done their work; sampling brings them back
+    for encoder in method.text_encoders:
+        encoder.to("cpu")
     device = accelerator.device
 
     def cached(batch: LoadedBatch) -> Conditioning:
