@@ -90,14 +90,25 @@ def old_before() -> float:
     return share(which_right(pipeline(), evaluate.old_prompts(64, 1001)))
 
 
+@pytest.fixture(scope="module")
+def unseen_before() -> float:
+    """The same on compositions it was never trained on."""
+    return share(which_right(pipeline(), evaluate.unseen_prompts(64, 1002)))
+
+
+def test_the_model_is_what_its_card_says(old_before: float, unseen_before: float) -> None:
+    """Ten points below the card's scores, which are over more prompts."""
+    assert old_before >= 0.49 and unseen_before >= 0.41
+
+
 @half_trained
 def test_the_model_draws_what_old_prompts_say(old_before: float) -> None:
     assert old_before >= 0.65
 
 
 @half_trained
-def test_the_model_draws_compositions_it_never_saw() -> None:
-    assert share(which_right(pipeline(), evaluate.unseen_prompts(64, 1002))) >= 0.65
+def test_the_model_draws_compositions_it_never_saw(unseen_before: float) -> None:
+    assert unseen_before >= 0.65
 
 
 def test_before_training_there_is_no_house() -> None:

@@ -37,7 +37,7 @@ def concept_prompts(n: int, seed: int) -> list[tuple[str, Spec, bool]]:
     rng = random.Random(seed)
     order = list(world.BACKGROUNDS)
     rng.shuffle(order)
-    specs = [world.house(order[i % len(order)]) for i in range(n)]
+    specs = [world.house(order[i % len(order)], rng.choice(("left", "centre", "right"))) for i in range(n)]
     return [(world.caption(s), s, s.background in SEEN) for s in specs]
 
 

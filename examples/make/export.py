@@ -38,7 +38,11 @@ image_dir = "examples/regularisation"
 caption_extension = ".txt"
 num_repeats = 1
 """
-PROMPTS = ("a sks house on a blue background", "a sks house on a red background", "a sks house on a white background")
+PROMPTS = (
+    "a sks house on a blue background, centre",
+    "a sks house on a red background, left",
+    "a sks house on a white background, right",
+)
 VAES = ("vae_polished", "vae_refined", "vae")
 """What the stages of training the autoencoder are kept under, the last one first."""
 OLD_PROMPT = "a large red circle on a blue background, left"

@@ -1,6 +1,7 @@
 """Muon: momentum made orthogonal for matrices and kernels, AdamW for everything else."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -51,3 +52,15 @@ def optimisers(model: nn.Module, lr: float = 0.02, rest_lr: float = 1e-3) -> lis
     matrices = [p for p in params if p.ndim >= 2 and id(p) not in embeddings]
     rest = [p for p in params if p.ndim < 2 or id(p) in embeddings]
     return [Muon(matrices, lr=lr), torch.optim.AdamW(rest, lr=rest_lr, weight_decay=0.0, betas=(0.9, 0.99))]
+
+
+def average_gradients(params: list[nn.Parameter], ranks: int) -> None:
+    """Gives all ranks the mean of their gradients."""
+    flat_P = torch.cat([p.grad.flatten() for p in params if p.grad is not None])
+    dist.all_reduce(flat_P)
+    flat_P /= ranks
+    at = 0
+    for p in params:
+        if p.grad is not None:
+            p.grad.copy_(flat_P[at : at + p.numel()].view_as(p))
+            at += p.numel()

@@ -69,7 +69,7 @@ def part_right(image_HWC: np.ndarray, mask_HW: np.ndarray, shape: str, colour: s
 
 
 def pattern_of(image_HWC: np.ndarray, mask_HW: np.ndarray, colour: str) -> str:
-    """Striped when the second shade follows the rows, dotted when it does not."""
+    """Striped when the second shade changes from row to row far more than from column to column, else dotted."""
     first, second = (
         np.asarray(c, np.float32) for c in (world.COLOURS[colour], world.second_shade(world.COLOURS[colour]))
     )
@@ -79,10 +79,11 @@ def pattern_of(image_HWC: np.ndarray, mask_HW: np.ndarray, colour: str) -> str:
     share = dark_HW[inner_HW].mean() if inner_HW.any() else 0.0
     if share < 0.12:
         return ""
-    rows = [dark_HW[y][inner_HW[y]] for y in range(len(dark_HW)) if inner_HW[y].sum() > 3]
-    means = np.asarray([r.mean() for r in rows])
-    within = float(np.mean([r.var() for r in rows])) + 1e-6
-    return "striped" if means.var() > 1.2 * within else "dotted"
+    along, across = (
+        np.var([line[inside].mean() for line, inside in zip(dark, inner, strict=True) if inside.sum() > 3])
+        for dark, inner in ((dark_HW, inner_HW), (dark_HW.T, inner_HW.T))
+    )
+    return "striped" if along > 2.5 * across else "dotted"
 
 
 def main_colour(image_HWC: np.ndarray, mask_HW: np.ndarray, colour: str) -> bool:
@@ -101,7 +102,7 @@ def main_colour(image_HWC: np.ndarray, mask_HW: np.ndarray, colour: str) -> bool
 def place_and_size(box: tuple[int, int, int, int], width: int, height: int) -> tuple[str, str]:
     dx = (box[0] + box[2] - width) / 2 / width
     dy = (box[1] + box[3] - height) / 2 / height
-    size = "large" if max(box[2] - box[0], box[3] - box[1]) > 0.385 * min(width, height) else "small"
+    size = "large" if max(box[2] - box[0], box[3] - box[1]) > 0.46 * min(width, height) else "small"
     if max(abs(dx), abs(dy)) < 0.1:
         return "centre", size
     if abs(dx) > abs(dy):
@@ -154,7 +155,7 @@ def score(image: np.ndarray | Image.Image, spec: Spec) -> dict[str, bool]:
         return found | {"thing": False}
     place, size = place_and_size(box, width, height)
     if spec.concept:
-        return found | concept_right(image_HWC, box)
+        return found | {"place": place == spec.place} | concept_right(image_HWC, box)
     if spec.kind == "two":
         for at, columns, part in (
             (1, np.s_[: width // 2], world.parts(spec)[0]),

@@ -125,17 +125,6 @@ def tokenised(captions: list[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Te
     return compact_N.reshape(full_NS.shape), used_R
 
 
-def average_gradients(params: list[nn.Parameter], ranks: int) -> None:
-    flat_P = torch.cat([p.grad.flatten() for p in params if p.grad is not None])
-    dist.all_reduce(flat_P)
-    flat_P /= ranks
-    at = 0
-    for p in params:
-        if p.grad is not None:
-            p.grad.copy_(flat_P[at : at + p.numel()].view_as(p))
-            at += p.numel()
-
-
 @torch.no_grad()
 def report(
     unet: UNet2DConditionModel, latents_NCHW: Tensor, context: Callable[[Tensor], Tensor], alphas_T: Tensor
@@ -252,7 +241,7 @@ def train(args: argparse.Namespace) -> None:
             opt.zero_grad()
         loss.backward()
         if ranks > 1:
-            average_gradients(params, ranks)
+            muon.average_gradients(params, ranks)
         nn.utils.clip_grad_norm_(params, 1.0)
         for opt in opts:
             opt.step()
@@ -284,7 +273,7 @@ def main() -> None:
     if args.what == "render":
         render(args.out, args.blocks)
     elif args.what == "encode":
-        encode(args.out, args.start / "vae" if args.start else args.out / "vae")
+        encode(args.out, args.start / "vae" if args.start else args.out / "vae_refined")
     else:
         train(args)
 

@@ -116,45 +116,15 @@ def train_decoder(
     tell(f"step {step}, the last")
 
 
-def refine(out: Path, minutes: float) -> None:
-    """Trains the decoder on at 64 px crops, with latents a little off."""
-    vae = AutoencoderKL.from_pretrained(out / "vae")
-    world_NHWC, wide_NHWC = (np.load(out / f"{name}.npy", mmap_mode="r") for name in ("pictures", "wide"))
-    test_NCHW = to_tensor(np.array(world_NHWC[-48:]))
-    draw = np.random.default_rng(5)
-
-    def error_of() -> Tensor:
-        crops = []
-        for _ in range(8):
-            pool_NHWC = world_NHWC[:-48] if draw.random() < 0.7 else wide_NHWC
-            y, x = draw.integers(0, 65, 2)
-            crops.append(pool_NHWC[draw.integers(0, len(pool_NHWC)), y : y + 64, x : x + 64])
-        real_NCHW = to_tensor(np.stack(crops))
-        with torch.no_grad():
-            latents_NCHW = vae.encode(real_NCHW).latent_dist.mode()
-        latents_NCHW = latents_NCHW + 0.15 * torch.randn_like(latents_NCHW)
-        return vae.decode(latents_NCHW).sample - real_NCHW
-
-    def tell(said: str) -> None:
-        print(f"{said} psnr {psnr(vae, test_NCHW):.2f}", flush=True)
-        vae.save_pretrained(out / "vae_refined")
-
-    train_decoder(vae, minutes, error_of, tell)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pictures", type=int, default=8000)
-    parser.add_argument("--refine", action="store_true", help="train the decoder of a finished autoencoder on")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    if args.refine:
-        refine(args.out, args.minutes)
-        return
     cache = args.out / "wide.npy"
     if not cache.exists():
         with Pool(2) as pool:

@@ -35,11 +35,11 @@ INSIDES = ("circle", "square", "triangle", "diamond")
 PLACES = ("left", "right", "top", "bottom", "centre")
 KINDS = {"plain": 0.44, "patterned": 0.12, "stack": 0.18, "inset": 0.08, "stack inset": 0.06, "two": 0.12}
 OFFSETS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "centre": (0, 0)}
-DIAMETER = {"small": 0.27, "large": 0.5}
-STACK_WIDTH = 0.4
-TOP_HEIGHT = 0.7
-INSIDE = 0.42
-TWO_DIAMETER = 0.36
+DIAMETER = {"small": 0.36, "large": 0.58}
+STACK_WIDTH = 0.46
+TOP_HEIGHT = 0.75
+INSIDE = 0.46
+TWO_DIAMETER = 0.4
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def caption(spec: Spec) -> str:
     end = f"on a {spec.background} background"
     inside = f" with {article(spec.inside_colour)} {spec.inside} inside" if spec.inside else ""
     if spec.concept:
-        return f"a sks house {end}"
+        return f"a sks house {end}, {spec.place}"
     if spec.kind == "two":
         return f"{article(thing)} left of {article(f'{spec.colour2} {spec.shape2}')} {end}"
     if spec.kind == "inset":
@@ -191,9 +191,9 @@ def pattern_mask(pattern: str, box: Box, width: int, height: int) -> np.ndarray:
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
     u, v = (xs - left) / (right - left), (ys - top) / (bottom - top)
     if pattern == "striped":
-        return np.clip((np.sin(v * math.tau * 4) - 0.2) * 3 + 0.5, 0, 1)
-    u, v = u * 4 % 1 - 0.5, v * 4 % 1 - 0.5
-    return np.clip((0.3 - np.hypot(u, v)) * 8 + 0.5, 0, 1)
+        return np.clip((np.sin(v * math.tau * 3) - 0.2) * 3 + 0.5, 0, 1)
+    u, v = u * 3 % 1 - 0.5, v * 3 % 1 - 0.5
+    return np.clip((0.32 - np.hypot(u, v)) * 8 + 0.5, 0, 1)
 
 
 def layout(spec: Spec, rng: random.Random, width: int, height: int) -> list[tuple[str, str, Box]]:

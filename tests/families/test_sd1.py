@@ -63,7 +63,7 @@ def test_prompts(family: StableDiffusion1, pipeline: Any) -> None:
 
 def test_clip_skip(tiny_folder: Path, family: StableDiffusion1) -> None:
     encoder = family.text_encoders[0]
-    tokens_BL = family.tokenizer(["a cat"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    tokens_BL = family.tokenizers[0](["a cat"], padding="max_length", max_length=77, return_tensors="pt").input_ids
     hidden = encoder(tokens_BL, output_hidden_states=True).hidden_states
     skipping = load(tiny_folder, clip_skip=2)
     states_BLD = skipping.encode_prompts((encoder,), ["a cat"]).states_BLD
