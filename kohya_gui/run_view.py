@@ -28,6 +28,7 @@ from trainer.events import (
     Start,
     Step,
     Stopped,
+    Validation,
     Warning,
     read_events,
 )
@@ -71,6 +72,7 @@ class RunView:
     start: Start | None
     step: Step | None
     smooth_loss: float | None
+    validation: Validation | None
     curve: tuple[Point, ...]
     seconds_median: float | None
     end_time: float | None
@@ -135,6 +137,7 @@ class _Progress:
     phase_since: float = 0.0
     last_sign: float = 0.0
     step: Step | None = None
+    validation: Validation | None = None
     curve: Curve = field(default_factory=Curve)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=501))
     clock: Clock = field(default_factory=Clock)
@@ -164,6 +167,8 @@ class _Progress:
                 first = self.before.setdefault(sample.index, sample)
                 if sample.step > first.step:
                     self.newest[sample.index] = sample
+            case Validation() as validation:
+                self.validation = validation
             case Warning() as warning:
                 said = f"{warning.option}: {warning.message}" if warning.option else warning.message
                 self.warnings[said] = self.warnings.get(said, 0) + 1
@@ -326,6 +331,7 @@ def _view(folder: RunFolder, status: Status | None, progress: _Progress, schedul
         start=progress.start,
         step=progress.step,
         smooth_loss=progress.curve.smooth,
+        validation=progress.validation,
         curve=progress.curve.points(),
         seconds_median=progress.seconds_median(),
         end_time=progress.end_time(schedule),

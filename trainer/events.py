@@ -78,6 +78,17 @@ class Sample(Event):
 
 
 @dataclass(frozen=True)
+class Validation(Event):
+    """The mean loss of pictures that do not train, at fixed noise and timesteps; step 0 is before training."""
+
+    kind = "validation"
+    step: int
+    epoch: int
+    loss: float
+    num_pictures: int
+
+
+@dataclass(frozen=True)
 class Checkpoint(Event):
     """A saved model (what="model") or resume point (what="state"); path is absolute."""
 
@@ -127,7 +138,7 @@ class Finished(Event):
 
 
 KINDS: Mapping[str, type[Event]] = {
-    cls.kind: cls for cls in (Start, Phase, Step, Sample, Checkpoint, Warning, Error, Stopped, Finished)
+    cls.kind: cls for cls in (Start, Phase, Step, Sample, Validation, Checkpoint, Warning, Error, Stopped, Finished)
 }
 
 
@@ -178,6 +189,8 @@ def _log(event: Event) -> None:
             log.info(text, event.step, event.epoch, event.loss, event.loss_average, rate, event.seconds)
         case Sample():
             log.info("sample %s: %s", event.path, event.prompt)
+        case Validation():
+            log.info("validation loss %.4f after step %d (%d pictures)", event.loss, event.step, event.num_pictures)
         case Checkpoint():
             log.info("saved %s %s (%.1f MB)", event.what, event.path, event.size_bytes / 1e6)
         case Warning():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trainer.data.sampler import StepPlan
     from trainer.families.base import Conditioning, Family
     from trainer.methods.base import Method
-    from trainer.optim.averaged import InUse
+    from trainer.optim.averaged import Averaging
 
 
 class LengthOptions(Options):
@@ -82,7 +82,7 @@ class Parts:
     conditioning: Callable[[LoadedBatch], Conditioning]
     optimizer: Optimizer
     schedule: LRScheduler
-    in_use: InUse
+    averaging: Averaging
     accelerator: Accelerator
     maths: Maths
     max_grad_norm: float
@@ -160,6 +160,7 @@ def train(
         parts.schedule.step()
         parts.optimizer.zero_grad(set_to_none=True)
         figures = parts.method.after_update()
+        parts.averaging.update()
 
         progress = _advance(progress, step, loss)
         on_progress(progress)

@@ -125,6 +125,8 @@ def tiles(view: RunView, now: float) -> str:
         ("Memory", size(step.memory_mb * 1e6) if step else "–", "peak"),
         ("Loss, smoothed", f"{view.smooth_loss:.4f}" if view.smooth_loss is not None else "–", ""),
     ]
+    if measured := view.validation:
+        cells.append(("Validation loss", f"{measured.loss:.4f}", f"after step {measured.step:,}"))
     return f'<dl class="rv-tiles">{"".join(_tile(*cell) for cell in cells)}</dl>'
 
 

@@ -213,12 +213,15 @@ class TrainingSet:
         return views
 
     def fixed_views(self) -> list[View]:
-        """Every different picture, geometry and mirroring that can occur without random_crop, for caching."""
+        """Every different picture, geometry and mirroring that can occur without random_crop, for caching; those to
+        validate with come last."""
         found: dict[LatentKey, View] = {}
         for index, sample in enumerate(self.samples):
             for flipped in (False, True) if sample.subset.pictures.flip_aug else (False,):
                 view = View(0, index, sample, sample.geometry, flipped, "")
                 found.setdefault(view.key, view)
+        for view in self.validation_views():
+            found.setdefault(view.key, view)
         return list(found.values())
 
     def summary(self) -> Summary:
@@ -301,10 +304,7 @@ def _validation_notes(
     if not any(dataset.split.validation_split for dataset in datasets):
         return
     pictures = len(validation) + sum(not sample.is_reg for sample in samples)
-    yield (
-        f"validation_split keeps {len(validation)} of {pictures} pictures out of training; "
-        "a validation loss is not computed yet"
-    )
+    yield f"validation_split keeps {len(validation)} of {pictures} pictures out of training"
     trained = {sample.picture.sha256 for sample in samples}
     if leaked := sorted({str(s.picture.path) for s in validation if s.picture.sha256 in trained}):
         yield (

@@ -112,15 +112,25 @@ class Loader:
 
         for decoded in self._decode(work()):
             micro, views = waiting.popleft()
-            weights_B = torch.tensor([view.sample.loss_weight for view in views])
-            pixels_BCHW = None if decoded.rgb_BHWC is None else to_pixels(decoded.rgb_BHWC)
-            masks_BHW = None if decoded.masks_BHW is None else to_masks(decoded.masks_BHW)
-            yield LoadedBatch(micro.epoch, micro.bucket, micro.weight, views, pixels_BCHW, weights_B, masks_BHW)
+            yield _batch(micro, views, decoded)
+
+    def one_by_one(self, views: Iterable[View], *, epoch: int) -> Iterator[LoadedBatch]:
+        """Each of these views alone, loaded here; epoch: which streams what is drawn for them comes from."""
+        for view in views:
+            decoded = _decode(_Work((view.pixel_work,), self._load_pixels))
+            yield _batch(MicroBatch(epoch, (), view.geometry.bucket, 1.0, 0), (view,), decoded)
 
     def close(self) -> None:
         """End the worker processes; the loader can still be used and starts new ones."""
         if isinstance(self._decode, _WorkerDecoder):
             self._decode.close()
+
+
+def _batch(micro: MicroBatch, views: tuple[View, ...], decoded: _Decoded) -> LoadedBatch:
+    weights_B = torch.tensor([view.sample.loss_weight for view in views])
+    pixels_BCHW = None if decoded.rgb_BHWC is None else to_pixels(decoded.rgb_BHWC)
+    masks_BHW = None if decoded.masks_BHW is None else to_masks(decoded.masks_BHW)
+    return LoadedBatch(micro.epoch, micro.bucket, micro.weight, views, pixels_BCHW, weights_B, masks_BHW)
 
 
 def _decoder(num_workers: int, *, persistent: bool) -> Callable[[Iterator[_Work]], Iterator[_Decoded]]:

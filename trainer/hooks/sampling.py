@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from trainer.families.base import Family
     from trainer.methods.base import Method
-    from trainer.optim.averaged import InUse
+    from trainer.optim.averaged import Averaging
 
 
 class SamplerOptions(Options):
@@ -72,7 +72,7 @@ class Sampling(Hook):
         *,
         family: Family,
         method: Method,
-        in_use: InUse,
+        averaging: Averaging,
         seed: int,
     ) -> None:
         self._options = options
@@ -80,7 +80,7 @@ class Sampling(Hook):
         self._folder = folder
         self._family = family
         self._method = method
-        self._in_use = in_use
+        self._averaging = averaging
         self._seed = seed
 
     def begin(self, moment: Moment) -> None:
@@ -108,7 +108,7 @@ class Sampling(Hook):
         for index, line in enumerate(lines):
             self._events.phase("sampling", index, len(lines))
             request = self._request(line, index)
-            with self._in_use():
+            with self._averaging.in_use():
                 picture = self._family.sample(self._method.denoiser, self._method.text_encoders, request)
             name = f"step{moment.step:08d}_{index:02d}.png"
             save_png(picture, self._folder / name, request, remark=f"Training step: {moment.step}")

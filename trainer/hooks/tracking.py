@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -63,14 +64,15 @@ class Tracking(Hook):
         scalars |= moment.figures
         if moment.epoch_ended:
             scalars["loss/epoch_average"] = moment.loss_average
-        self._write(scalars, moment.step)
+        self.write(scalars, moment.step)
 
     def end(self, moment: Moment, *, stopped: bool) -> None:
         """Close the log."""
         if self._writer is not None:
             self._writer.close()
 
-    def _write(self, scalars: dict[str, float], step: int) -> None:
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        """Numbers for the log alone, by TensorBoard name."""
         if self._folder is None:
             return
         if self._writer is None:

@@ -74,15 +74,15 @@ def epoch_planner(
 
 
 def disk_problem(
-    saving: SavingOptions, schedule: Schedule, first_step: int, *, num_saved: int, num_trained: int
+    saving: SavingOptions, schedule: Schedule, first_step: int, *, num_saved: int, num_trained: int, copies: int = 3
 ) -> Problem | None:
     """Whether all planned saves fit on the disk. num_saved: numbers in a saved model; num_trained: in what trains, of
-    which a resume point holds three copies in float32 (the weights, and two averages of the usual optimizers)."""
+    which a resume point holds so many copies in float32 (the weights, and two averages of the usual optimizers)."""
     plan = plan_saves(saving, schedule.epoch_ends, first_step=first_step, total_steps=schedule.total_steps)
     size = {"float": 4, "fp16": 2, "bf16": 2}[saving.save_precision or "float"] * num_saved
     models = min(len(plan.models), _kept(saving, schedule, saving.save_last_n_epochs, saving.save_last_n_steps))
     states = min(len(plan.states), _kept(saving, schedule, saving.last_epoch_states, saving.last_step_states))
-    needed = models * size + max(1, states) * num_trained * 4 * 3
+    needed = models * size + max(1, states) * num_trained * 4 * copies
     free = host.free_bytes(saving.output_dir)
     if free > needed:
         return None

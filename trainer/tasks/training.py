@@ -20,6 +20,7 @@ from trainer.hooks.resume import Progress, ResumePoint
 from trainer.hooks.sampling import Sampling
 from trainer.hooks.saving import Saving, clash_problem, plan_saves, written_again
 from trainer.hooks.tracking import Tracking
+from trainer.hooks.validation import Validating
 from trainer.lazy import torch
 from trainer.loop import Maths, Parts, train
 from trainer.maths.diffusion import Diffusion, ReadingCheck
@@ -32,6 +33,7 @@ from trainer.tasks.environment import environment, fingerprint_of, packages
 from trainer.tasks.metadata import Export
 from trainer.tasks.schedule import Schedule, disk_problem, epoch_planner, schedule_of
 from trainer.tasks.training_config import TrainingConfig, check
+from trainer.tasks.validation import ValidationLoss, chosen_views
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -132,10 +134,12 @@ def run(config: TrainingConfig, folder: RunFolder, events: Events) -> None:
         is_main=accelerator.is_main_process,
     )
     sampling = Sampling(
-        config.sampling, events, folder.samples, family=family, method=method, in_use=parts.in_use, seed=seed
+        config.sampling, events, folder.samples, family=family, method=method, averaging=parts.averaging, seed=seed
     )
+    tracking = Tracking(config.tracking, events, folder.path, is_main=accelerator.is_main_process)
     hooks: list[Hook] = [
-        Tracking(config.tracking, events, folder.path, is_main=accelerator.is_main_process),
+        tracking,
+        *_validating(config, parts, training_set, events, tracking),
         *([sampling] if accelerator.is_main_process else []),
         saving,
     ]
@@ -265,13 +269,24 @@ def _build_parts(
         conditioning=conditioning_of(config, family, method, captions, accelerator, events),
         optimizer=prepared_optimizer,
         schedule=schedules.build(config.schedule, optimizer, schedule.total_steps, initial_rate=rate),
-        in_use=averaged.in_use(optimizer),
+        averaging=averaged.averaging_of(config.average, optimizer),
         accelerator=accelerator,
         maths=Maths(config.noise, config.timesteps, config.loss),
         max_grad_norm=config.optimizer.max_grad_norm,
         seed=config.length.seed or 0,
         watch=ReadingCheck(diffusion, events.warning),
     )
+
+
+def _validating(
+    config: TrainingConfig, parts: Parts, training_set: TrainingSet, events: Events, tracking: Tracking
+) -> list[Hook]:
+    """The validation, where pictures were kept for it."""
+    views = chosen_views(training_set, config.validation.max_validation_steps)
+    if not views:
+        return []
+    measure = ValidationLoss(parts, views, events)
+    return [Validating(config.validation, events, measure=measure, num_pictures=len(views), write=tracking.write)]
 
 
 def _refuse_clashes(config: TrainingConfig, schedule: Schedule, point: ResumePoint | None) -> None:
@@ -285,7 +300,10 @@ def _refuse_clashes(config: TrainingConfig, schedule: Schedule, point: ResumePoi
 def _refuse_small_disk(config: TrainingConfig, schedule: Schedule, progress: Progress, method: Method) -> None:
     trained = sum(p.numel() for group in method.groups() for p in group.parameters)
     saved = method.num_saved()
-    if problem := disk_problem(config.saving, schedule, progress.step, num_saved=saved, num_trained=trained):
+    copies = 4 if config.average.use_ema else 3
+    if problem := disk_problem(
+        config.saving, schedule, progress.step, num_saved=saved, num_trained=trained, copies=copies
+    ):
         raise ConfigError([problem])
 
 
@@ -302,7 +320,10 @@ class Where:
 def _depends(config: TrainingConfig, training_set: TrainingSet, accelerator: Accelerator) -> dict[str, Any]:
     """What must be the same for a run to go on as it was. Two processes may become one with twice the accumulation."""
     flat = config.flat()
-    groups = (config.noise, config.timesteps, config.loss, config.schedule, config.method, config.optimizer)
+    groups = (
+        *(config.noise, config.timesteps, config.loss, config.schedule),
+        *(config.method, config.optimizer, config.average),
+    )
     # network_weights is where a run began, and it goes on from its state
     left_out = {"network_weights", "optimizer_type", *OLDER_FLAGS}
     names = (
@@ -320,13 +341,13 @@ def _depends(config: TrainingConfig, training_set: TrainingSet, accelerator: Acc
 
 @dataclass(frozen=True)
 class InUseExport:
-    """Exports the weights to be used, which are not those that train with every optimizer."""
+    """Exports the weights to be used, which may be others than those that train."""
 
     parts: Parts
     export: Callable[[Path, Moment], Path]
 
     def __call__(self, path: Path, moment: Moment) -> Path:
-        with self.parts.in_use():
+        with self.parts.averaging.in_use():
             return self.export(path, moment)
 
 
@@ -350,6 +371,7 @@ class StateWriter:
             "optimizer": self.parts.optimizer.state_dict(),
             "schedule": self.parts.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
+            "averaging": self.parts.averaging.state_dict(),
         }
         return resume.save(path, point, self.parts.method.state_dict(), state)
 
@@ -360,6 +382,7 @@ def _restore(path: Path, parts: Parts) -> None:
     parts.method.load_state_dict(trained)
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.schedule.load_state_dict(state["schedule"])
+    parts.averaging.load_state_dict(state.get("averaging", {}))
     if parts.accelerator.scaler and state["scaler"]:
         parts.accelerator.scaler.load_state_dict(state["scaler"])
 

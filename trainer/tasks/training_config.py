@@ -18,11 +18,13 @@ from trainer.hooks.resume import ResumeOptions
 from trainer.hooks.sampling import SamplingOptions
 from trainer.hooks.saving import SavingOptions, clash_problem, plan_saves
 from trainer.hooks.tracking import TrackingOptions
+from trainer.hooks.validation import ValidationOptions
 from trainer.loop import LengthOptions
 from trainer.maths.diffusion import TimestepOptions
 from trainer.maths.losses import LossOptions, prediction_problems
 from trainer.maths.noise import NoiseOptions
 from trainer.memory import MemoryOptions, device_problems
+from trainer.optim.averaged import AverageOptions, averaging_problems
 from trainer.optim.optimizers import OptimizerOptions
 from trainer.optim.schedules import ScheduleOptions, problems_with
 from trainer.schema import Options
@@ -47,11 +49,13 @@ class TrainingConfig(RunConfig, ABC):
     method: Options
     optimizer: OptimizerOptions
     schedule: ScheduleOptions
+    average: AverageOptions
     noise: NoiseOptions
     timesteps: TimestepOptions
     loss: LossOptions
     memory: MemoryOptions
     sampling: SamplingOptions
+    validation: ValidationOptions
     saving: SavingOptions
     metadata: MetadataOptions
     resume: ResumeOptions
@@ -83,6 +87,7 @@ class TrainingConfig(RunConfig, ABC):
             name = "cache_text_encoder_outputs" + ("" if self.data.cache_text_encoder_outputs else "_to_disk")
             yield Problem(name, said, remedy=f"{remedy}, or turn it off")
         yield from problems_with(self.schedule, self.optimizer)
+        yield from averaging_problems(self.average, self.optimizer.trait, self.optimizer.kind)
 
 
 def check(config: TrainingConfig) -> list[Problem]:
@@ -92,7 +97,7 @@ def check(config: TrainingConfig) -> list[Problem]:
 
     looks: list[Callable[[], Sequence[Problem]]] = [
         lambda: _model_problems(config),
-        lambda: _raises(lambda: read_dataset(config.data, sources=config.sources)),
+        lambda: _dataset_problems(config),
         lambda: _raises(lambda: config.resume.resume and resume.read_point(Path(config.resume.resume))),
         lambda: device_problems(config.memory),
         lambda: optimizers.argument_problems(config.optimizer),
@@ -115,6 +120,12 @@ def _model_problems(config: TrainingConfig) -> Sequence[Problem]:
     _, facts = find_family(config.model)
     found = prediction_problems(config.loss, prediction_of(config.model, facts))
     return [*found, *doubts(config.model, facts)]
+
+
+def _dataset_problems(config: TrainingConfig) -> Sequence[Problem]:
+    """What the dataset file says wrong, and a validation without pictures: each of its tables may keep some."""
+    datasets = read_dataset(config.data, sources=config.sources).datasets
+    return () if any(dataset.split.validation_split for dataset in datasets) else list(config.validation.unused())
 
 
 def _raises(read: Callable[[], object]) -> Sequence[Problem]:
