@@ -54,7 +54,7 @@ class WordEmbedding(nn.Module):
 
 
 class NewWord:
-    """The word's vectors in one text encoder. key: what embedding files call them; tokenizer: one that knows the word."""
+    """A word's vectors in one text encoder. key: what embedding files call them; tokenizer: one that knows the word."""
 
     def __init__(self, encoder: Any, tokenizer: Any, word: str, *, num_vectors: int, key: str) -> None:
         self.key = key

@@ -33,13 +33,13 @@ def word_pattern(word: str) -> re.Pattern[str]:
     return re.compile(before + re.escape(word) + after, re.IGNORECASE)
 
 
-def save_embedding(tensors_ND: Mapping[str, Tensor], path: Path, *, precision: str, metadata: Mapping[str, str]) -> Path:
+def save_embedding(tensors: Mapping[str, Tensor], path: Path, *, precision: str, metadata: Mapping[str, str]) -> Path:
     """Write the vectors by their keys, in the form that the path's ending says; whole and read back, or not at all.
 
     A .pt holds the tensors alone: programs that draw take a single tensor in it for the vectors.
     """
     dtype = torch_dtype(precision)
-    ready = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in tensors_ND.items()}
+    ready = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in tensors.items()}
     if path.suffix == ".safetensors":
         return save_safetensors(ready, path, metadata=metadata)
     with whole_file(path) as part:
@@ -51,7 +51,7 @@ def save_embedding(tensors_ND: Mapping[str, Tensor], path: Path, *, precision: s
 
 
 def read_embedding(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
-    """The vectors [N, D] of an embedding file by these keys; where there is one key, a lone tensor of any name is it."""
+    """The vectors [N, D] of an embedding file by these keys; for one key, a lone tensor of any name is it."""
     content: Mapping[str, Any] = _unpickled(path) if is_checkpoint(path) else read_tensors(path)
     content = content.get("string_to_param", content)
     tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, torch.Tensor)}

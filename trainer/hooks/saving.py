@@ -118,8 +118,8 @@ class EmbeddingSavingOptions(SavingOptions):
     """What is saved of a new word."""
 
     save_model_as: EmbeddingKind = opt("safetensors", label="Save the word as")
-    """Form of the saved word: safetensors, which tells how it was trained; pt, the older kind of file. Programs that draw
-    read both."""
+    """Form of the saved word: safetensors, which tells how it was trained; pt, the older kind of file. Programs that
+    draw read both."""
 
     @property
     def extension(self) -> str:

@@ -49,17 +49,18 @@ class TextualInversionOptions(Options):
     num_vectors_per_token. Unset: random numbers."""
 
     num_vectors_per_token: int = opt(1, ge=1, le=75, level="basic", unit="vectors", label="Vectors")
-    """Vectors of the new word: more hold more of a picture, and take as many of a prompt's 75 tokens. 1 to 8 are usual."""
+    """Vectors of the word: more hold more of a picture, and take as many of a prompt's 75 tokens; 1 to 8 are usual."""
 
     weights: Path | None = opt(None, widget="path", label="Embedding to go on from")
     """An embedding file (.safetensors or .pt) of as many vectors to begin with, instead of init_word."""
 
     use_object_template: bool = opt(False, label="Captions for a thing")
-    """In place of every caption, draw one of 27 such as "a photo of a my-cat-7"; regularisation pictures keep theirs."""
+    """In place of every caption, draw one of 27 such as "a photo of a my-cat-7"; regularisation pictures keep their
+    captions."""
 
     use_style_template: bool = opt(False, label="Captions for a style")
     """In place of every caption, draw one of 19 such as "a painting in the style of my-cat-7"; regularisation pictures
-    keep theirs."""
+    keep their captions."""
 
     def problems(self) -> Iterator[Problem]:
         """A word that cannot be one, and what excludes each other."""
@@ -98,9 +99,7 @@ class TextualInversionMethod(Method):
     kind = "textual_inversion"
     architecture_suffix = "/textual-inversion"
 
-    def __init__(
-        self, family: Family, options: TextualInversionOptions, rates: OptimizerOptions, *, seed: int
-    ) -> None:
+    def __init__(self, family: Family, options: TextualInversionOptions, rates: OptimizerOptions, *, seed: int) -> None:
         self._options = options
         self._rates = rates
         self._words = family.add_word(options.token_string, num_vectors=options.num_vectors_per_token)

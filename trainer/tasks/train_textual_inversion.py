@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 NUM_NAMED = 3
 """So many pictures whose captions lack the word are named."""
 
+_WRITE_IT = "Write the word into their captions, or set use_object_template or use_style_template"
+_LEAVE_THEM_OUT = "They only take time: leave them out"
+
 
 @dataclass(frozen=True)
 class TrainTextualInversionConfig(TrainingConfig):
@@ -57,22 +60,23 @@ class TrainTextualInversionConfig(TrainingConfig):
     def adapt(self, training_set: TrainingSet) -> TrainingSet:
         """Captions from templates where they are asked for; a note on pictures that teach nothing."""
         templates = self.method.templates
-        lacking = [s for s in training_set.samples if not self._has_word(s) and (s.is_reg or not templates)]
-        notes = [self._note(lacking, len(training_set.samples))] if lacking else []
+        lacking = [sample for sample in training_set.samples if not self._has_word(sample)]
+        notes = [
+            *self._note("pictures", [] if templates else [s for s in lacking if not s.is_reg], _WRITE_IT),
+            *self._note("regularisation pictures", [s for s in lacking if s.is_reg], _LEAVE_THEM_OUT),
+        ]
         return dataclasses.replace(training_set, templates=templates, notes=(*training_set.notes, *notes))
 
     def _has_word(self, sample: Sample) -> bool:
         text = with_affixes(sample.caption_text, sample.subset.pictures)
         return word_pattern(self.method.token_string).search(text) is not None
 
-    def _note(self, lacking: list[Sample], num_samples: int) -> str:
-        named = ", ".join(str(sample.picture.path) for sample in lacking[:NUM_NAMED])
-        more = ", ..." if len(lacking) > NUM_NAMED else ""
-        return (
-            f"{len(lacking)} of {num_samples} pictures have captions without {self.method.token_string}, and teach it "
-            f"nothing: {named}{more}. Write the word into their captions, or set use_object_template or "
-            "use_style_template"
-        )
+    def _note(self, what: str, lacking: list[Sample], remedy: str) -> Iterator[str]:
+        if lacking:
+            named = ", ".join(str(sample.picture.path) for sample in lacking[:NUM_NAMED])
+            more = ", ..." if len(lacking) > NUM_NAMED else ""
+            said = f"captions without {self.method.token_string}, and teach it nothing"
+            yield f"{len(lacking)} {what} have {said}: {named}{more}. {remedy}"
 
 
 TASK = training_task(TrainTextualInversionConfig, about="Teach a Stable Diffusion model a new word.")
