@@ -73,7 +73,7 @@ def draw_caption(
 
     total_steps: of the whole run, for a token_warmup_step that is a share of them.
     """
-    lines = [_with_affixes(line, options) for line in (text.split("\n") if options.enable_wildcard else [text])]
+    lines = [with_affixes(line, options) for line in (text.split("\n") if options.enable_wildcard else [text])]
     if _is_dropped(options, rng, epoch):
         return ""
     if options.enable_wildcard:
@@ -100,7 +100,8 @@ def plain_options(options: CaptionOptions) -> CaptionOptions:
     return options.model_copy(update=off)
 
 
-def _with_affixes(text: str, options: CaptionOptions) -> str:
+def with_affixes(text: str, options: CaptionOptions) -> str:
+    """The text between caption_prefix and caption_suffix."""
     text = f"{options.caption_prefix} {text}" if options.caption_prefix else text
     return f"{text} {options.caption_suffix}" if options.caption_suffix else text
 

@@ -132,7 +132,8 @@ class Summary:
 class TrainingSet:
     """All samples of a run; the same for every process. total_steps: of the run, 0 as long as nobody knows it.
 
-    validation: the samples kept out of training, each once.
+    validation: the samples kept out of training, each once. templates: captions that stand in for those of all pictures
+    but regularisation pictures, one drawn for each use.
     """
 
     datasets: tuple[Dataset, ...]
@@ -140,6 +141,7 @@ class TrainingSet:
     notes: tuple[str, ...] = ()
     total_steps: int = 0
     validation: tuple[Sample, ...] = ()
+    templates: tuple[str, ...] = ()
 
     @classmethod
     def build(cls, config: DatasetConfig, *, progress: Progress | None = None) -> TrainingSet:
@@ -192,15 +194,20 @@ class TrainingSet:
             geometry = crop_to_face(sample.geometry, face, zoom=zoom, rng=rng)
         colour = draw_colour(python_rng(seed, "colour", epoch, slot.slot)) if pictures.color_aug else None
         flipped = pictures.flip_aug and python_rng(seed, "flip", epoch, slot.slot).random() < 0.5
-        caption = draw_caption(
+        caption = self._caption(sample, slot, seed=seed, epoch=epoch, step=step)
+        return View(slot.slot, slot.sample, sample, geometry, flipped, caption, colour, step)
+
+    def _caption(self, sample: Sample, slot: Slot, *, seed: int, epoch: int, step: int) -> str:
+        if self.templates and not sample.is_reg:
+            return python_rng(seed, "template", epoch, slot.slot).choice(self.templates)
+        return draw_caption(
             sample.caption_text,
-            pictures,
+            sample.subset.pictures,
             python_rng(seed, "caption", epoch, slot.slot),
             epoch=epoch,
             step=step,
             total_steps=self.total_steps,
         )
-        return View(slot.slot, slot.sample, sample, geometry, flipped, caption, colour, step)
 
     def validation_views(self) -> list[View]:
         """Each picture kept out of training, always the same: centred crop, not mirrored, its caption as it stands.

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
+    from trainer.families._words import NewWord
+
 UNET_BLOCKS = ("Transformer2DModel",)
 TEXT_BLOCKS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
 END, BANG = "<|endoftext|>", "!"
@@ -43,6 +45,8 @@ class StableDiffusion(Family):
     """Each text encoder's padding token."""
     text_prefixes: ClassVar[tuple[str, ...]]
     """How the names of each text encoder's layers begin in adapter files."""
+    embedding_keys: ClassVar[tuple[str, ...]] = ("emb_params",)
+    """What embedding files call each text encoder's vectors."""
     pipeline: ClassVar[str]
     """The class of diffusers that draws with it."""
 
@@ -223,6 +227,18 @@ class StableDiffusion(Family):
             (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
         for name, tokenizer in zip(("tokenizer", "tokenizer_2"), self.tokenizers, strict=False):
             tokenizer.save_pretrained(folder / name)
+
+    def add_word(self, word: str, *, num_vectors: int) -> Mapping[str, NewWord]:
+        from trainer.families._words import NewWord
+
+        names = [name for name in self._networks if name.startswith("text_encoder")]
+        parts = zip(names, self.text_encoders, self.tokenizers, self.embedding_keys, strict=True)
+        words = {
+            name: NewWord(encoder, tokenizer, word, num_vectors=num_vectors, key=key)
+            for name, encoder, tokenizer, key in parts
+        }
+        self.tokenizers = tuple(new.tokenizer for new in words.values())
+        return words
 
     def idle_parameters(self) -> tuple[nn.Parameter, ...]:
         return skipped_parameters(self.text_encoders[0], self._reading.skip)

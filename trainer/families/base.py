@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
+    from trainer.families._words import NewWord
+
 
 class ModelOptions(Options):
     """The base model and how it is read."""
@@ -187,6 +189,10 @@ class Family(ABC):
 
         diffusers' pipeline of this kind opens it with `from_pretrained`, without network; so does `load`.
         """
+
+    def add_word(self, word: str, *, num_vectors: int) -> Mapping[str, NewWord]:
+        """Read a word, in captions and prompts, as so many vectors of its own: each text encoder's, by component."""
+        raise ConfigError([Problem("token_string", f"no new words can be taught to a model of kind {self.kind}", word)])
 
     def idle_parameters(self) -> tuple[nn.Parameter, ...]:
         """Parameters no answer depends on, such as those of layers that clip_skip leaves out: never trained."""

@@ -31,6 +31,7 @@ class StableDiffusionXL(StableDiffusion):
 
     paddings = (END, BANG)
     text_prefixes = ("lora_te1", "lora_te2")
+    embedding_keys = ("clip_l", "clip_g")
     pipeline = "StableDiffusionXLPipeline"
 
     @classmethod

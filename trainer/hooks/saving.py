@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 
 from trainer.errors import Problem, RunError
 from trainer.events import Checkpoint, Events
+from trainer.formats.embedding import EmbeddingKind
 from trainer.formats.whole_model import ModelKind
 from trainer.hooks.base import Hook, Moment, due
 from trainer.run_folder import RunFolder, SavedFile, check_name, list_runs, sha256_file
@@ -111,6 +112,19 @@ class ModelSavingOptions(SavingOptions):
     def extension(self) -> str:
         """A folder's name has none."""
         return {"safetensors": ".safetensors", "ckpt": ".ckpt"}.get(self.save_model_as, "")
+
+
+class EmbeddingSavingOptions(SavingOptions):
+    """What is saved of a new word."""
+
+    save_model_as: EmbeddingKind = opt("safetensors", label="Save the word as")
+    """Form of the saved word: safetensors, which tells how it was trained; pt, the older kind of file. Programs that
+    draw read both."""
+
+    @property
+    def extension(self) -> str:
+        """One file either way."""
+        return f".{self.save_model_as}"
 
 
 @dataclass(frozen=True)

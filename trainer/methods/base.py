@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,6 +19,9 @@ class Method(ABC):
     kind: ClassVar[str]
     architecture_suffix: ClassVar[str] = ""
     """What modelspec's name of the saved file's architecture ends in: "/lora"."""
+
+    notes: Sequence[str] = ()
+    """What was settled while it was built that whoever set the options may not have meant."""
 
     @property
     @abstractmethod

@@ -135,8 +135,9 @@ class OptimizerOptions(Options):
     """The older way to say optimizer_type Lion."""
 
     learning_rate: float = opt(2e-6, ge=0, level="basic", label="Learning rate")
-    """Rate of every component that has none of its own. A LoRA usually wants about 1e-4, a whole model 1e-6 to 5e-6;
-    with an optimizer that finds the rate itself this is a factor on it, usually 1."""
+    """Rate of every component that has none of its own. A LoRA usually wants about 1e-4, a whole model 1e-6 to 5e-6,
+    a new word (textual inversion) 5e-4 to 5e-3; with an optimizer that finds the rate itself this is a factor on it,
+    usually 1."""
 
     optimizer_args: list[str] = opt([], label="Optimizer arguments")
     """More arguments of the optimizer as key=value, such as weight_decay=0.01 or betas=0.9,0.99."""

@@ -19,6 +19,7 @@ T = TypeVar("T")
 KOHYA_NAMES: Mapping[str, tuple[str, str]] = {
     "sdxl_train_network": ("train_network", "--sdxl"),
     "sdxl_train": ("fine_tune", "--sdxl"),
+    "sdxl_train_textual_inversion": ("train_textual_inversion", "--sdxl"),
 }
 """Scripts of sd-scripts that are another task here with a flag, which the model has to agree with."""
 

@@ -185,6 +185,7 @@ def _scan(config: TrainingConfig, events: Events) -> TrainingSet:
 
     dataset = read_dataset(config.data, sources=config.sources)
     training_set = TrainingSet.build(dataset, progress=lambda done, total: events.phase("scanning", done, total))
+    training_set = config.adapt(training_set)
     for note in training_set.notes:
         events.warning(note)
     _refuse_wrong_masks(config, training_set)
@@ -223,6 +224,8 @@ def _build_model(config: TrainingConfig, accelerator: Accelerator, events: Event
 
     family = load_family(config.model, dtype=config.weight_dtype, device=accelerator.device)
     method = config.build_method(family)
+    for note in method.notes:
+        events.warning(note)
     if config.memory.gradient_checkpointing:
         text_encoders = any(name.startswith("text_encoder") for name in method.trainable_components())
         family.enable_gradient_checkpointing(text_encoders=text_encoders)
@@ -324,8 +327,8 @@ def _depends(config: TrainingConfig, training_set: TrainingSet, accelerator: Acc
         *(config.noise, config.timesteps, config.loss, config.schedule),
         *(config.method, config.optimizer, config.average),
     )
-    # network_weights is where a run began, and it goes on from its state
-    left_out = {"network_weights", "optimizer_type", *OLDER_FLAGS}
+    # network_weights or weights is where a run began, and it goes on from its state
+    left_out = {"network_weights", "weights", "optimizer_type", *OLDER_FLAGS}
     names = (
         *("seed", "clip_skip", "max_token_length", "weighted_captions", "mixed_precision", "prior_loss_weight"),
         *("zero_terminal_snr", *(name for group in groups for name in type(group).model_fields)),

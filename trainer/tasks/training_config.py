@@ -34,6 +34,7 @@ from trainer.tasks.metadata import MetadataOptions
 if TYPE_CHECKING:
     import torch
 
+    from trainer.data.dataset import TrainingSet
     from trainer.families.base import Family
     from trainer.methods.base import Method
 
@@ -66,6 +67,10 @@ class TrainingConfig(RunConfig, ABC):
     @abstractmethod
     def build_method(self, family: Family) -> Method:
         """The method over a loaded family."""
+
+    def adapt(self, training_set: TrainingSet) -> TrainingSet:
+        """The pictures and captions as this training uses them, with what there is to say of them in `notes`."""
+        return training_set
 
     @property
     def weight_dtype(self) -> torch.dtype:
