@@ -69,7 +69,7 @@ class NewWord:
                 part.eos_token_id = tokenizer.eos_token_id
 
     @property
-    def vectors_ND(self) -> nn.Parameter:
+    def vectors_ND(self) -> Any:
         """What trains."""
         return self._embedding.added.weight
 

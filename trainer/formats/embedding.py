@@ -60,7 +60,7 @@ def read_embedding(path: Path, keys: Sequence[str]) -> dict[str, Tensor]:
     if set(tensors) != set(keys):
         held, wanted = ", ".join(sorted(tensors)[:5]) or "no tensors", " and ".join(keys)
         raise _error(f"{path} is no embedding of this kind of model: it holds {held}, not {wanted}")
-    return {key: torch.atleast_2d(tensor).float() for key, tensor in tensors.items()}
+    return {key: tensor.reshape(-1, tensor.shape[-1]).float() for key, tensor in tensors.items()}
 
 
 def _unpickled(path: Path) -> Mapping[str, Any]:

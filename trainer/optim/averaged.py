@@ -99,11 +99,10 @@ class MovingAverage(Averaging):
 
     def update(self) -> None:
         """Take the newest weights in; the average of the first steps is nearer to them."""
-        from torch.optim.swa_utils import get_ema_multi_avg_fn
-
         self._updates += 1
         decay = min(self._decay, self._updates / (self._updates + 9))
-        get_ema_multi_avg_fn(decay)(self._averages, [weight.detach().float() for weight in self._weights], None)
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.lerp_(weight.detach().float(), 1 - decay)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
