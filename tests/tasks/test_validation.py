@@ -1,4 +1,4 @@
-"""Validation loss and moving average through the task's entry: they change no training number, and resume to the bit."""
+"""Validation loss and moving average through the task's entry: no training number is changed, resume is exact."""
 
 from __future__ import annotations
 

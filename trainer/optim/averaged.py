@@ -2,7 +2,7 @@
 
 What is drawn with, measured and saved may be an average of the weights on their way. Schedule-free optimizers
 (https://arxiv.org/abs/2405.15682) keep one themselves, and take gradients between it and their newest point; for the
-others one can be kept beside (Polyak & Juditsky, 1992). Everywhere else a run has the weights that it trains at, so that
+others one can be kept beside (Polyak & Juditsky, 1992). Everywhere else a run has the weights that it trains at, and
 resume points hold them as they are.
 """
 
@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.errors import Problem, RunError
-from trainer.lazy import torch
 from trainer.schema import Options, opt
 
 if TYPE_CHECKING:

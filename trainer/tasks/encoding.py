@@ -78,7 +78,7 @@ def _shelf(config: TrainingConfig, family: Family) -> Shelf:
 def planned_captions(
     training_set: TrainingSet, plan_epoch: PlanEpoch, *, seed: int, progress: Progress, total_steps: int
 ) -> Iterator[str]:
-    """Every caption that will be drawn from here to the end of the run, by all processes, and those to validate with."""
+    """Every caption that all processes will draw from here to the end of the run, and those to validate with."""
     for step in steps_from(plan_epoch, progress, total_steps=total_steps):
         for micro in (micro for of_rank in step.plan.micro_batches for micro in of_rank):
             for slot in micro.slots:
