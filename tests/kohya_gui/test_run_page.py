@@ -91,12 +91,13 @@ def view_of(folder: RunFolder) -> RunView:
 
 def test_a_living_run_at_one_glance(page: run.RunPage, show: Any) -> None:
     samples = [ev.Sample(0, 0, "samples/0.png", "a house", 1), ev.Sample(40, 0, "samples/1.png", "a house", 1)]
-    folder = make_run(page.reader.root, START, samples[0], STEP, samples[1], MODEL, console="one\ntwo\n")
+    measured = ev.Validation(30, 3, 0.1234, 5)
+    folder = make_run(page.reader.root, START, samples[0], measured, STEP, samples[1], MODEL, console="one\ntwo\n")
     parts = show(folder)
     head = Tags(parts["head"]).words
     assert "Running" in head and "house" in head and "training" in head and "40/100" in head
     tiles = Tags(parts["tiles"]).words
-    for said in ("40", "of 100", "4", "of 10", "0.42", "median 0.42", "512 MB", "0.0800"):
+    for said in ("40", "of 100", "4", "of 10", "0.42", "median 0.42", "512 MB", "0.0800", "0.1234", "after step 30"):
         assert said in tiles
     assert "<svg" in parts["chart"]
     assert parts["samples"].count("data:image/jpeg;base64,") == 2

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.tasks.conftest import ENV, Place
-from trainer.events import Checkpoint, Error, Event, Finished, Sample, Start, Step, Stopped, Warning
+from trainer.events import Checkpoint, Error, Event, Finished, Sample, Start, Step, Stopped, Validation, Warning
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +135,10 @@ def test_workers_and_the_latent_cache_change_nothing(place: Place) -> None:
 
 
 def test_two_processes_equal_one_with_twice_the_accumulation(place: Place) -> None:
-    warmup = ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", "3")
+    """With a validation and an average of the weights, which each process calculates."""
+    dataset = (place.path / "d.toml").read_text().replace("batch_size = 2", "batch_size = 2\nvalidation_split = 0.2")
+    (place.path / "d.toml").write_text(dataset)
+    warmup = ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", "3", "--use_ema", "--ema_decay", "0.5")
     argv = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *place.argv(*warmup, run="two")]
     env = {**ENV, "ACCELERATE_USE_CPU": "true"}
     subprocess.run(argv, cwd=place.path, env=env, check=True, capture_output=True, timeout=300)
@@ -143,6 +146,8 @@ def test_two_processes_equal_one_with_twice_the_accumulation(place: Place) -> No
     rates = [step.lr["unet"] for step in of(Step, place.events("two")) if step.lr]
     assert rates[:3] == pytest.approx([rates[-1] / 3, rates[-1] * 2 / 3, rates[-1]])
     assert losses(place.events("two")) == losses(one)
+    validated = [[(event.step, event.loss) for event in of(Validation, place.events(run))] for run in ("one", "two")]
+    assert validated[0] == validated[1] and len(validated[0]) == 2
     assert same_files(place.path / "outputs" / "one.safetensors", place.path / "outputs" / "two.safetensors")
 
 
