@@ -252,9 +252,14 @@ def _outcome(view: RunView) -> str:
     return _saved(view)
 
 
+IN_A_PROMPT = {"train_network": "<lora:{}:1>", "train_textual_inversion": "{}"}
+"""How what a task made is called for in A1111 and Forge, by its file's name; whole models are chosen, not called."""
+
+
 def _finished(view: RunView) -> str:
     path = view.finished.path if view.finished else view.model.path if view.model else ""
-    facts = [("File", path), ("In a prompt", f"<lora:{Path(path).stem}:1>" if path else "")]
+    written = IN_A_PROMPT.get(view.start.task if view.start else "", "")
+    facts = [("File", path), ("In a prompt", written.format(Path(path).stem) if path else "")]
     facts.append(("Trigger word", read_trigger(view.folder)))
     took = f" in {clock(view.seconds_taken)}" if view.seconds_taken is not None else ""
     rows = "".join(_fact(label, value) for label, value in facts if value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -125,6 +126,14 @@ def test_a_finished_run_says_how_to_use_it(page: run.RunPage, show: Any) -> None
         assert said in notes
     # the time since the supervisor began is another one, and confuses beside it
     assert "after 3:05" in Tags(show(folder)["head"]).words
+
+
+@pytest.mark.parametrize(("task", "said"), [("train_textual_inversion", "In a prompthouse"), ("train_db", "")])
+def test_a_finished_run_of_another_task_names_no_lora(page: run.RunPage, show: Any, task: str, said: str) -> None:
+    end = ev.Finished(100, "/out/house.safetensors", 185.0)
+    folder = make_run(page.reader.root, dataclasses.replace(START, task=task), end, state="finished")
+    notes = Tags(show(folder)["notes"]).words
+    assert "<lora:" not in notes and said in notes
 
 
 def test_a_stopped_run_names_where_it_goes_on(page: run.RunPage, show: Any) -> None:
