@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from trainer.adapters.base import AdapterOptions, build_adapter
 from trainer.errors import ConfigError, Problem
 from trainer.formats.kohya import save_lora
-from trainer.methods.base import Method
+from trainer.methods.base import DENOISER, Method
 from trainer.optim.optimizers import OptimizerOptions, ParamGroup
 from trainer.schema import opt
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainer.families.base import Family
-
-DENOISER = "denoiser"
 
 
 class AdapterOptimizerOptions(OptimizerOptions):
@@ -74,14 +72,6 @@ class AdapterMethod(Method):
             self._adapter.start_from(options.network_weights)
         self.train()
 
-    @property
-    def denoiser(self) -> nn.Module:
-        return self._modules[DENOISER]
-
-    @property
-    def text_encoders(self) -> tuple[nn.Module, ...]:
-        return tuple(module for name, module in self._modules.items() if name != DENOISER)
-
     def trainable_components(self) -> tuple[str, ...]:
         return self._components
 
@@ -113,10 +103,6 @@ class AdapterMethod(Method):
 
     def modules(self) -> dict[str, nn.Module]:
         return {name: self._modules[name] for name in self._components}
-
-    def use_prepared(self, modules: Mapping[str, nn.Module]) -> None:
-        assert set(modules) == set(self._components), f"prepared {sorted(modules)}, gave {self._components}"
-        self._modules |= modules
 
     def train(self) -> None:
         for name, module in self._modules.items():

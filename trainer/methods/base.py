@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+DENOISER = "denoiser"
+"""Its name among the components; the others are text encoders."""
+
+
 class Method(ABC):
     """One way of training, built over a loaded family; the loop sees only this."""
 
@@ -23,15 +27,18 @@ class Method(ABC):
     notes: Sequence[str] = ()
     """What was settled while it was built that whoever set the options may not have meant."""
 
-    @property
-    @abstractmethod
-    def denoiser(self) -> nn.Module:
-        """The denoiser to predict with: the prepared one once there is one."""
+    _modules: dict[str, nn.Module]
+    """The family's components by name; the prepared ones in their place once there are some."""
 
     @property
-    @abstractmethod
+    def denoiser(self) -> nn.Module:
+        """The denoiser to predict with."""
+        return self._modules[DENOISER]
+
+    @property
     def text_encoders(self) -> tuple[nn.Module, ...]:
-        """The text encoders to encode with: prepared ones once there are some."""
+        """The text encoders to encode with."""
+        return tuple(module for name, module in self._modules.items() if name != DENOISER)
 
     @abstractmethod
     def trainable_components(self) -> tuple[str, ...]:
@@ -45,9 +52,10 @@ class Method(ABC):
     def modules(self) -> dict[str, nn.Module]:
         """The modules to hand to `accelerator.prepare`, only of components that train."""
 
-    @abstractmethod
     def use_prepared(self, modules: Mapping[str, nn.Module]) -> None:
         """Take the modules back as accelerate returned them."""
+        assert set(modules) == set(self.modules()), f"prepared {sorted(modules)}, gave {sorted(self.modules())}"
+        self._modules |= modules
 
     def after_update(self) -> Mapping[str, float]:
         """What the method does to the weights after an optimizer step; figures about it for the log."""

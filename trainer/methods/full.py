@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from trainer.errors import Problem, RunError
 from trainer.formats.whole_model import ModelKind, write_ckpt
 from trainer.lazy import torch
-from trainer.methods.base import Method
+from trainer.methods.base import DENOISER, Method
 from trainer.optim.optimizers import OptimizerOptions, ParamGroup
 from trainer.schema import Options, opt
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from trainer.families.base import Family
 
-DENOISER = "denoiser"
 UPDATES = "updates"
 """Name of the number of steps done, among the tensors of a resume point."""
 
@@ -127,14 +126,6 @@ class FullMethod(Method):
         }
         self.train()
 
-    @property
-    def denoiser(self) -> nn.Module:
-        return self._modules[DENOISER]
-
-    @property
-    def text_encoders(self) -> tuple[nn.Module, ...]:
-        return tuple(module for name, module in self._modules.items() if name != DENOISER)
-
     def trainable_components(self) -> tuple[str, ...]:
         return self._components
 
@@ -146,10 +137,6 @@ class FullMethod(Method):
 
     def modules(self) -> dict[str, nn.Module]:
         return {name: self._bare[name] for name in self._components}
-
-    def use_prepared(self, modules: Mapping[str, nn.Module]) -> None:
-        assert set(modules) == set(self._components), f"prepared {sorted(modules)}, gave {self._components}"
-        self._modules |= modules
 
     def after_update(self) -> Mapping[str, float]:
         self._updates += 1

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from trainer.families._words import NewWord
     from trainer.families.base import Family
 
-DENOISER = "denoiser"
 SPREAD = 0.02
 """Standard deviation of numbers that begin from nothing: CLIP's own tokens began so."""
 
@@ -138,14 +137,6 @@ class TextualInversionMethod(Method):
                 raise ModelError(said, option="weights", remedy=remedy)
             _assign(word, tensors[word.key])
 
-    @property
-    def denoiser(self) -> nn.Module:
-        return self._modules[DENOISER]
-
-    @property
-    def text_encoders(self) -> tuple[nn.Module, ...]:
-        return tuple(self._modules[name] for name in self._words)
-
     def trainable_components(self) -> tuple[str, ...]:
         return tuple(self._words)
 
@@ -157,10 +148,6 @@ class TextualInversionMethod(Method):
 
     def modules(self) -> dict[str, nn.Module]:
         return {name: self._modules[name] for name in self._words}
-
-    def use_prepared(self, modules: Mapping[str, nn.Module]) -> None:
-        assert set(modules) == set(self._words), f"prepared {sorted(modules)}, gave {sorted(self._words)}"
-        self._modules |= modules
 
     def train(self) -> None:
         for name, module in self._modules.items():
