@@ -16,8 +16,7 @@ class SplitOptions(Options):
 
     validation_split: float = opt(0.0, ge=0, lt=1, step=0.05)
     """Share of each folder's pictures that is kept out of training, to measure with; regularisation pictures are never
-    taken, and one picture always stays. 0 keeps none; 0.1 is usual. Their loss is the
-    validation loss."""
+    taken, and one picture always stays. 0 keeps none; 0.1 is usual. Their loss is the validation loss."""
 
     validation_seed: int | None = opt(None, ge=0)
     """Which pictures validation_split takes: the same for the same seed and file names, whatever the seed of the run.

@@ -71,6 +71,7 @@ class StableDiffusion(Family):
         self.tokenizers = components.tokenizers
         self.scheduler_config = dict(scheduler_config)
         self.prediction_type = _prediction(facts, scheduler_config)
+        self.architecture = single_file.ARCHITECTURES[self.kind, self.prediction_type == "v_prediction"]
         self.alphas_cumprod: Tensor = diffusers.DDPMScheduler.from_config(self.scheduler_config).alphas_cumprod
         self.dtype = self.denoiser.dtype
         self._networks = networks

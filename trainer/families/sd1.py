@@ -18,7 +18,6 @@ class StableDiffusion1(StableDiffusion):
 
     kind = "sd1"
     base_model_version = "sd_v1"
-    architecture = "stable-diffusion-v1"
     default_resolution = 512
     npz_suffix = "sd"
 

@@ -16,11 +16,10 @@ class StableDiffusion2(StableDiffusion1):
 
     kind = "sd2"
     base_model_version = "sd_v2"
-    architecture = "stable-diffusion-v2-512"
 
     paddings = (BANG,)
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         if self.prediction_type == "v_prediction":
-            self.architecture, self.default_resolution = "stable-diffusion-v2-768-v", 768
+            self.default_resolution = 768

@@ -25,7 +25,6 @@ class StableDiffusionXL(StableDiffusion):
 
     kind = "sdxl"
     base_model_version = "sdxl_base_v1-0"
-    architecture = "stable-diffusion-xl-v1-base"
     default_resolution = 1024
     npz_suffix = "sdxl"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from trainer.adapters.base import AdapterOptions, build_adapter
 from trainer.errors import ConfigError, Problem
 from trainer.formats.kohya import save_lora
-from trainer.methods.base import DENOISER, Method
+from trainer.methods.base import DENOISER, Method, log_name
 from trainer.optim.optimizers import OptimizerOptions, ParamGroup
 from trainer.schema import opt
 
@@ -81,7 +81,7 @@ class AdapterMethod(Method):
     def _groups_of(self, component: str) -> Iterator[ParamGroup]:
         """One group, or with LoRA+ two: "unet" and, with the higher rate, "unet plus"."""
         parameters, rate = self._adapter.parameters(component), self._rates.rate(component)
-        name = "unet" if component == DENOISER else component.replace("text_encoder", "textencoder")
+        name = log_name(component)
         ratio = self._adapter.options.plus_ratio(component)
         faster = [] if ratio is None else self._adapter.faster(component)
         ids = {id(parameter) for parameter in faster}

@@ -17,6 +17,11 @@ DENOISER = "denoiser"
 """Its name among the components; the others are text encoders."""
 
 
+def log_name(component: str) -> str:
+    """A component as kohya's logs call it: "unet", "textencoder", "textencoder_2"."""
+    return "unet" if component == DENOISER else component.replace("text_encoder", "textencoder")
+
+
 class Method(ABC):
     """One way of training, built over a loaded family; the loop sees only this."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from trainer.errors import Problem, RunError
 from trainer.formats.whole_model import ModelKind, write_ckpt
 from trainer.lazy import torch
-from trainer.methods.base import DENOISER, Method
+from trainer.methods.base import DENOISER, Method, log_name
 from trainer.optim.optimizers import OptimizerOptions, ParamGroup
 from trainer.schema import Options, opt
 
@@ -131,7 +131,7 @@ class FullMethod(Method):
 
     def groups(self) -> list[ParamGroup]:
         return [
-            ParamGroup(_log_name(name), name, parameters, self._rates.rate(name))
+            ParamGroup(log_name(name), name, parameters, self._rates.rate(name))
             for name, parameters in self._trained.items()
         ]
 
@@ -205,7 +205,3 @@ class FullMethod(Method):
             return write_ckpt(source, path, epoch=epoch, step=step)
         finally:
             source.unlink(missing_ok=True)
-
-
-def _log_name(component: str) -> str:
-    return "unet" if component == DENOISER else component.replace("text_encoder", "textencoder")

@@ -19,7 +19,7 @@ from trainer.families.components import VOCABULARY
 from trainer.formats.embedding import read_embedding, save_embedding
 from trainer.lazy import torch
 from trainer.maths.rng import generator
-from trainer.methods.base import Method
+from trainer.methods.base import Method, log_name
 from trainer.methods.templates import OBJECT_TEMPLATES, STYLE_TEMPLATES
 from trainer.optim.optimizers import OptimizerOptions, ParamGroup
 from trainer.schema import Options, opt
@@ -142,7 +142,7 @@ class TextualInversionMethod(Method):
 
     def groups(self) -> list[ParamGroup]:
         return [
-            ParamGroup(name.replace("text_encoder", "textencoder"), name, (word.vectors_ND,), self._rates.rate(name))
+            ParamGroup(log_name(name), name, (word.vectors_ND,), self._rates.rate(name))
             for name, word in self._words.items()
         ]
 
